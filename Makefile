@@ -1,0 +1,62 @@
+# cachefs: `make help` lists what there is to make. Everything works on a bare Debian 12 as root.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+BUILT_FROM := pyproject.toml setup.py setup.cfg packaging/bootstrap.sh $(wildcard mount_helper/*.c mount_helper/*.h)
+PYTEST_ARGS ?=
+
+.PHONY: help
+help: ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+# ------------------------------------------------------------------------------------------ set-up
+.PHONY: setup setup-demo
+setup: ## system packages (root) and .venv with everything that tests and checks need
+	@packaging/bootstrap.sh system test
+	@$(MAKE) --silent --no-print-directory .venv/.stamp-test
+
+setup-demo: # fewer packages: what running needs
+	@packaging/bootstrap.sh system demo
+	@$(MAKE) --silent --no-print-directory .venv/.stamp-demo
+
+.venv/.stamp-test: $(BUILT_FROM)
+	@packaging/bootstrap.sh venv test,dev
+	@touch .venv/.stamp-demo $@
+
+.venv/.stamp-demo: $(BUILT_FROM)
+	@packaging/bootstrap.sh venv demo
+	@touch $@
+
+# ------------------------------------------------------------------------------------------ try it
+.PHONY: demo
+demo: setup-demo ## import, mount and read real images in a temporary folder, and show what happened
+	@$(BIN)/python packaging/demo.py
+
+# ------------------------------------------------------------------------------------------ test it
+.PHONY: test guest check coverage
+test: setup ## the whole test suite (PYTEST_ARGS="-k name" for a part)
+	$(BIN)/python -m pytest -m "not guest" $(PYTEST_ARGS)
+
+guest: setup ## boot a full Debian guest from a mounted image (minutes)
+	$(BIN)/python -m pytest -m guest $(PYTEST_ARGS)
+
+check: setup ## format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+coverage: setup ## the test suite with line and branch coverage, subprocesses included (at least 90%)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -m "not guest" $(PYTEST_ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage html --quiet
+	$(BIN)/coverage report
+
+# ------------------------------------------------------------------------------------------ clean
+.PHONY: clean
+clean: ## remove .venv and everything else that was built
+	rm -rf .venv build *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache \
+	    .hypothesis .import_linter_cache mount_helper/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
