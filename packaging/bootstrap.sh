@@ -67,21 +67,13 @@ system() {
     fi
     echo "Installing system packages: $missing"
     export DEBIAN_FRONTEND=noninteractive
+    # The first try uses the package lists that are there; it fails at once if there are none or they are old.
     # shellcheck disable=SC2086
-    apt_install $missing || { apt-get -qq update && apt_install $missing; }
+    apt_install $missing >/dev/null 2>&1 || { apt-get -qq update && apt_install $missing >/dev/null; }
 }
 
-# The first try uses the package lists that are there; it fails quickly if there are none or they are old.
 apt_install() {
-    local log
-    log=$(mktemp)
-    if apt-get -qq -y -o Dpkg::Use-Pty=0 install --no-install-recommends "$@" >"$log" 2>&1; then
-        rm -f "$log"
-        return 0
-    fi
-    tail -n 5 "$log" >&2
-    rm -f "$log"
-    return 1
+    apt-get -qq -y -o Dpkg::Use-Pty=0 install --no-install-recommends "$@"
 }
 
 venv() {
