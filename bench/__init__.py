@@ -1,0 +1,1 @@
+"""Benches: each prints a table, and each number comes with the command that makes it."""
