@@ -1,0 +1,1 @@
+"""Tests of cachefs, by level: unit, contract, property, concurrency, fault, mount, e2e, tidy."""
