@@ -16,6 +16,10 @@ setup: ## system packages (root) and .venv with everything that tests and checks
 	@packaging/bootstrap.sh system test
 	@$(MAKE) --silent --no-print-directory .venv/.stamp-test
 
+.PHONY: setup-demo setup-bench
+setup-bench: setup # what makes real Debian images
+	@packaging/bootstrap.sh system bench
+
 setup-demo: # fewer packages: what running needs
 	@packaging/bootstrap.sh system demo
 	@$(MAKE) --silent --no-print-directory .venv/.stamp-demo
@@ -38,7 +42,7 @@ demo: setup-demo ## import, mount and read real images in a temporary folder, an
 test: setup ## the whole test suite (PYTEST_ARGS="-k name" for a part)
 	$(BIN)/python -m pytest -m "not guest" $(PYTEST_ARGS)
 
-guest: setup ## boot a full Debian guest from a mounted image (minutes)
+guest: setup-bench ## boot a full Debian guest from a mounted image in qemu (minutes)
 	$(BIN)/python -m pytest -m guest $(PYTEST_ARGS)
 
 check: setup ## format, lint, types, layers
@@ -53,6 +57,26 @@ coverage: setup ## the test suite with line and branch coverage, subprocesses in
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage html --quiet
 	$(BIN)/coverage report
+
+# ------------------------------------------------------------------------------------------ measure it
+.PHONY: bench-hot bench-cold bench-import bench-chunk-size
+BENCH_ARGS ?=
+
+bench-hot: setup build/libfuse_pread ## hits, beside a bare pyfuse3 server and C libfuse servers
+	$(BIN)/python -m bench.hot $(BENCH_ARGS)
+
+bench-cold: setup ## a cold sequential read from a local store, beside zstd -d
+	$(BIN)/python -m bench.cold $(BENCH_ARGS)
+
+bench-import: setup ## import, beside zstd
+	$(BIN)/python -m bench.import_ $(BENCH_ARGS)
+
+bench-chunk-size: setup-bench ## chunk sizes on two versions of a Debian image
+	$(BIN)/python -m bench.chunk_size $(BENCH_ARGS)
+
+build/libfuse_pread: bench/servers/libfuse_pread.c
+	@mkdir -p $(@D)
+	$(CC) -O2 -std=gnu11 -Wall -Wextra -Werror -o $@ $< $$(pkg-config --cflags --libs fuse3)
 
 # ------------------------------------------------------------------------------------------ clean
 .PHONY: clean

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Brings a machine to where cachefs can be built and run.
 #
-#   packaging/bootstrap.sh system demo|test    install the system packages that are missing (Debian, root)
+#   packaging/bootstrap.sh system demo|test|bench   install the missing system packages (Debian, root)
 #   packaging/bootstrap.sh venv EXTRAS         build .venv with the Python packages, e.g. EXTRAS=test,dev
 #   packaging/bootstrap.sh python              print the interpreter that .venv is made with
 #
@@ -11,8 +11,10 @@ cd "$(dirname "$0")/.."
 
 # What building and running needs: pyfuse3 and the lane are compiled, mke2fs makes the demo's disk image.
 readonly DEMO_PACKAGES="fuse3 libfuse3-dev pkg-config gcc libc6-dev linux-libc-dev make e2fsprogs"
-# What the tests and benches need on top.
+# What the tests need on top.
 readonly TEST_PACKAGES="qemu-utils qemu-system-x86 fio attr zstd busybox-static"
+# What makes whole Debian systems, for some benches and the full guest.
+readonly BENCH_PACKAGES="mmdebstrap"
 
 is_usable_python() {
     "$1" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' 2>/dev/null
@@ -50,6 +52,7 @@ system() {
     local wanted missing
     wanted="$DEMO_PACKAGES $(python_packages)"
     [ "$1" = demo ] || wanted="$wanted $TEST_PACKAGES"
+    [ "$1" != bench ] || wanted="$wanted $BENCH_PACKAGES"
     if ! command -v dpkg-query >/dev/null; then
         echo "This is not Debian: please install what these Debian packages hold, if it is missing:" >&2
         echo "    $wanted" >&2

@@ -1,0 +1,139 @@
+"""Hits: the speed of reads whose chunks are all in L1, beside servers that do nothing but read.
+
+All servers serve the same bytes from the page cache and are mounted side by side. They are measured
+in turns (A B C, A B C, ...), and each figure is the median of its rounds, so that the drift of a
+shared machine hits all alike. Run it as `make bench-hot`.
+"""
+
+import random
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+from rich.progress import track
+
+from bench import fio, mounts
+from bench.fio import Result, Workload
+from bench.mounts import Server
+from bench.table import Table, publish, rate
+from tests.images.disks import MIB, build_ext4
+from tests.images.trees import copy_system_tree
+
+# Through Python, of the bare pyfuse3 server's IOPS.
+TARGETS = {
+    fio.RANDOM_4K_QD1: 0.55,
+    fio.RANDOM_4K_QD32: 0.7,
+    fio.RANDOM_128K_QD16: 0.7,
+    fio.SEQUENTIAL_1M: 0.7,
+}
+# The C servers' shapes that won somewhere on some machine.
+C_SERVERS = (
+    mounts.libfuse(1),
+    mounts.libfuse(2),
+    mounts.libfuse(2, clone_fd=True),
+    mounts.libfuse(4, clone_fd=True),
+)
+Measured = dict[tuple[Server, Workload], list[Result]]
+
+
+def build_hot_image(image: Path, size_bytes: int) -> Path:
+    """Make the file to serve: a disk image of this system's files, the free rest of it random."""
+    with tempfile.TemporaryDirectory(dir=image.parent) as tree_name:
+        tree = copy_system_tree(Path(tree_name), min(size_bytes // 2, 256 * MIB))
+        build_ext4(tree, image, size_bytes)
+    chance = random.Random(1)
+    with image.open("r+b") as file:
+        for offset in range(0, size_bytes, MIB):
+            file.seek(offset)
+            if not any(file.read(MIB)):
+                file.seek(offset)
+                file.write(chance.randbytes(min(MIB, size_bytes - offset)))
+    return image
+
+
+def measure_in_turns(
+    paths: dict[Server, Path], workloads: Sequence[Workload], runtime_s: float, rounds: int
+) -> Measured:
+    """Measure each workload on each server, once a round, the servers in turns."""
+    measured: Measured = {}
+    turns = [(w, s) for _ in range(rounds) for w in workloads for s in paths]
+    for workload, server in track(turns, description="measuring"):
+        result = fio.measure(paths[server], workload, runtime_s)
+        measured.setdefault((server, workload), []).append(result)
+    return measured
+
+
+def tabulate(measured: Measured, workload: Workload) -> Table:
+    """Return the table of one workload, with ratios to the servers that cachefs is held against."""
+    medians = {s: fio.median_result(r) for (s, w), r in measured.items() if w == workload}
+    bare_iops = [r.iops for s, r in medians.items() if s.name == mounts.bare_pyfuse3().name]
+    c_iops = [r.iops for s, r in medians.items() if s.name.startswith("C libfuse")]
+    heads = ["server", "IOPS", "speed", "p50 us", "p99 us", "of bare pyfuse3", "of the best C"]
+    table = Table(workload.name, heads)
+    for server, result in medians.items():
+        table.add(
+            server.name,
+            f"{result.iops:,.0f}",
+            rate(result.bytes_per_s),
+            f"{result.p50_us:.0f}",
+            f"{result.p99_us:.0f}",
+            f"{result.iops / bare_iops[0]:.2f}" if bare_iops else "-",
+            f"{result.iops / max(c_iops):.2f}" if c_iops else "-",
+        )
+        if server.name.startswith("cachefs") and bare_iops and workload in TARGETS:
+            ratio, target = result.iops / bare_iops[0], TARGETS[workload]
+            verdict = "reached" if ratio >= target else "MISSED"
+            table.notes.append(
+                f"{server.name}: target {target} of bare pyfuse3 {verdict} ({ratio:.2f})"
+            )
+    return table
+
+
+@click.command()
+@click.option("--size-mib", default=1024, show_default=True, help="Size of the served file.")
+@click.option("--runtime", "runtime_s", default=3.0, show_default=True, help="Seconds per point.")
+@click.option("--rounds", default=5, show_default=True)
+@click.option(
+    "--mount-options",
+    multiple=True,
+    default=[""],
+    help="Options of a cachefs mount; repeated, for several cachefs side by side.",
+)
+@click.option("--cachefs/--no-cachefs", "with_cachefs", default=True, show_default=True)
+@click.option("--c/--no-c", "with_c", default=True, show_default=True, help="The C servers.")
+@click.option("--only", default="", help="Only workloads whose name contains this.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Work here, not in a new folder.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write the tables here, too.")
+def main(
+    size_mib: int,
+    runtime_s: float,
+    rounds: int,
+    mount_options: Sequence[str],
+    with_cachefs: bool,
+    with_c: bool,
+    only: str,
+    folder: Path | None,
+    markdown: Path | None,
+) -> None:
+    """Measure hits through cachefs beside a bare pyfuse3 and C libfuse servers."""
+    servers = [mounts.cachefs(options) for options in mount_options] if with_cachefs else []
+    servers += [mounts.bare_pyfuse3(), *(C_SERVERS if with_c else ())]
+    workloads = [workload for workload in fio.HOT_WORKLOADS if only in workload.name]
+    with ExitStack() as stack:
+        work = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hot-")))
+        image = work / f"hot-{size_mib}.img"
+        if not image.exists():
+            build_hot_image(image, size_mib * MIB)
+        paths = {}
+        for server in servers:
+            own = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s-", dir=work)))
+            paths[server] = stack.enter_context(server.serve(image, own))
+            mounts.warm(paths[server])
+        measured = measure_in_turns(paths, workloads, runtime_s, rounds)
+    publish([tabulate(measured, workload) for workload in workloads], markdown)
+
+
+if __name__ == "__main__":
+    main()
