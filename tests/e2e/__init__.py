@@ -1,0 +1,1 @@
+"""Whole systems on a mount: qemu guests, qemu's tools, fio."""
