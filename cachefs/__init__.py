@@ -1,1 +1,3 @@
-"""cachefs: VM images in object storage, mounted as files through a local SSD cache."""
+"""cachefs: VM images from object storage as plain, read-only files."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Frames: how the bytes of a chunk are stored. Knows nothing of tiers, packs or files."""
