@@ -59,13 +59,20 @@ def create_overlay(backing: Path, overlay: Path) -> Path:
     return overlay
 
 
-def boot(kernel: Kernel, overlay: Path, append: str = "", wait_s: float = 90.0) -> str:
+def boot(
+    kernel: Kernel,
+    overlay: Path,
+    append: str = "",
+    memory_mib: int = MEMORY_MIB,
+    wait_s: float = 90.0,
+) -> str:
     """Boot a guest from an overlay and wait until it powers itself off.
 
     Args:
         kernel: What to boot.
         overlay: The qcow2 file of its disk.
         append: More words for the kernel's command line.
+        memory_mib: The guest's memory.
         wait_s: After this long the guest is ended, and what it has said is returned all the same.
 
     Returns:
@@ -76,7 +83,7 @@ def boot(kernel: Kernel, overlay: Path, append: str = "", wait_s: float = 90.0) 
     """
     # A console without colours and cursor movements; quiet saves the time of a slow serial line.
     words = f"console=ttyS0 quiet panic=-1 systemd.show_status=false {append}"
-    command = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", str(MEMORY_MIB)]
+    command = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", str(memory_mib)]
     command += ["-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot"]
     command += ["-nic", "none", "-kernel", str(kernel.vmlinuz), "-initrd", str(kernel.initramfs)]
     command += ["-append", words.strip(), "-drive", f"file={overlay},format=qcow2,if=virtio"]

@@ -92,6 +92,8 @@ def copy_sparse(source: Path, target: Path) -> Path:
 def _debugfs_commands(tree: Path, change: Change) -> Iterator[str]:
     for path in (*change.removed, *change.changed):
         yield f"rm /{path}"
+    for folder in change.new_folders:
+        yield f"mkdir /{folder}"
     for path in (*change.changed, *change.added):
         yield f"write {tree / path} /{path}"
 

@@ -22,11 +22,12 @@ TREE_TIME_S = 1_700_000_000
 
 @dataclass(frozen=True)
 class Change:
-    """What one upgrade did to a tree, as paths below it."""
+    """What one upgrade did to the files of a tree, as paths below it; outer folders come first."""
 
     changed: tuple[Path, ...]
     added: tuple[Path, ...]
     removed: tuple[Path, ...]
+    new_folders: tuple[Path, ...] = ()
 
 
 def copy_system_tree(target: Path, budget_bytes: int) -> Path:
