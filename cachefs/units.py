@@ -39,7 +39,9 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     factor = _FACTORS.get(match[2].lower()) if match else None
     if match is None or factor is None:
-        raise UsageError(f"'{text}' is not a size: write a number and KiB, MiB, GiB or TiB, as in 64KiB")
+        raise UsageError(
+            f"'{text}' is not a size: write a number and KiB, MiB, GiB or TiB, as in 64KiB"
+        )
     return int(float(match[1]) * factor) if "." in match[1] else int(match[1]) * factor
 
 
@@ -48,6 +50,6 @@ def format_size(size_bytes: float) -> str:
     value = float(size_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(value) < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" or value == int(value) else f"{value:.1f} {unit}"
+            return f"{value:.0f} {unit}" if value == int(value) else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"

@@ -29,7 +29,7 @@ _contexts = threading.local()
 
 
 def encode_frame(plain: bytes | memoryview, level: int = DEFAULT_LEVEL) -> bytes:
-    """Return the frame of a chunk, compressed with zstd, or kept plain where that does not shrink it."""
+    """Return the frame of a chunk: compressed with zstd, or plain where that does not shrink it."""
     payload = _compressor(level).compress(plain)
     if len(payload) < len(plain):
         return HEADER.pack(ZSTD, _VERSION, 0, len(plain)) + payload
@@ -49,9 +49,11 @@ def decode_frame(frame: bytes | memoryview, plain_bytes: int) -> bytes | memoryv
         raise CorruptError(f"a frame of {len(frame)} bytes is cut short")
     codec, version, _, claimed_bytes = HEADER.unpack_from(frame)
     if version != _VERSION or codec not in CODEC_NAMES:
-        raise FormatError(f"a frame has codec {codec}, version {version}, which this cachefs does not know")
+        raise FormatError(f"a frame has codec {codec}, version {version}: use a newer cachefs")
     if claimed_bytes != plain_bytes:
-        raise CorruptError(f"a frame claims {claimed_bytes} bytes where the chunk has {plain_bytes}")
+        raise CorruptError(
+            f"a frame claims {claimed_bytes} bytes where the chunk has {plain_bytes}"
+        )
     payload = memoryview(frame)[HEADER.size :]
     plain = payload if codec == PLAIN else _decompress(payload, plain_bytes)
     if len(plain) != plain_bytes:
@@ -75,7 +77,9 @@ def _compressor(level: int) -> zstandard.ZstdCompressor:
     compressors = _contexts.__dict__.setdefault("compressors", {})
     compressor = compressors.get(level)
     if compressor is None:
-        compressor = compressors[level] = zstandard.ZstdCompressor(level=level, write_checksum=False)
+        compressor = compressors[level] = zstandard.ZstdCompressor(
+            level=level, write_checksum=False
+        )
     return compressor
 
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 from cachefs.errors import FormatError, UsageError
+from cachefs.model.chunk import ID_BYTES, check_chunk_bytes
 
 IMAGE_FORMAT = 1
+_MAX_NAME_BYTES = 900
+"""Keys of S3 end at 1,024 bytes; the rest is for the store's prefix and ours."""
 _MAX_COMPONENT_BYTES = 200
 """Keeps `<component>.json` and its temporary name within the 255 bytes of a file name."""
+_NOT_A_RECORD = (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError)
+"""What JSON that is no image record leads to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +77,32 @@ class Image:
                     f"{origin} has format {record['format']}, this cachefs knows {IMAGE_FORMAT}: "
                     "use a newer cachefs"
                 )
-            versions = tuple(ImageVersion(**version) for version in record["versions"])
+            versions = tuple(_version(version) for version in record["versions"])
             image = cls(check_image_name(record["name"]), versions)
-            image.current  # noqa: B018 - an image without a version is no image
-        except (ValueError, KeyError, TypeError, IndexError, UsageError) as error:
+            _check_numbers(image)
+        except _NOT_A_RECORD as error:
             raise FormatError(f"{origin} is not an image record: {error!r}") from error
         return image
+
+
+def _version(record: dict[str, Any]) -> ImageVersion:
+    version = ImageVersion(**record)
+    numbers = (version.number, version.size_bytes, version.data_bytes, version.stored_bytes)
+    if any(type(number) is not int or number < 0 for number in numbers):
+        raise ValueError("a size or number is none")
+    if len(bytes.fromhex(version.manifest)) != ID_BYTES:
+        raise ValueError("a manifest id is none")
+    check_chunk_bytes(version.chunk_bytes)
+    datetime.fromisoformat(version.created)
+    if any(type(value) is not str for value in version.labels.values()):
+        raise ValueError("a label is no text")
+    return version
+
+
+def _check_numbers(image: Image) -> None:
+    numbers = [version.number for version in image.versions]
+    if not numbers or any(later <= earlier for earlier, later in pairwise([0, *numbers])):
+        raise ValueError(f"its versions are numbered {numbers}")
 
 
 def check_image_name(name: str) -> str:
@@ -84,16 +111,21 @@ def check_image_name(name: str) -> str:
     Raises:
         UsageError: it can't; the message says why.
     """
+    if not name.isprintable() or "\\" in name:
+        raise UsageError(f"image name {name!r} has a backslash or what cannot be printed")
+    if len(name.encode()) > _MAX_NAME_BYTES:
+        raise UsageError(f"image name '{name[:40]}...' is longer than {_MAX_NAME_BYTES} bytes")
     components = name.split("/")
     for component in components:
-        if component in {"", ".", ".."}:
+        if component == "" or component.startswith("."):
             raise UsageError(
-                f"image name '{name}': '{component}' cannot be a part of it; write it as in debian/12"
+                f"image name '{name}': a part cannot be empty or start with a dot; "
+                "write it as in debian/12"
             )
         if len(component.encode()) > _MAX_COMPONENT_BYTES:
-            raise UsageError(f"image name '{name}': a part is longer than {_MAX_COMPONENT_BYTES} bytes")
-        if not component.isprintable() or "\\" in component:
-            raise UsageError(f"image name {name!r} has a character that cannot be printed or a backslash")
+            raise UsageError(
+                f"image name '{name}': a part is longer than {_MAX_COMPONENT_BYTES} bytes"
+            )
     if any(component.endswith(".json") for component in components[:-1]):
         raise UsageError(f"image name '{name}': a folder cannot end in .json")
     return name

@@ -2,8 +2,8 @@
 
     magic "CACHEFSM" | format u32 | header length u32 | header JSON | zstd(runs | packs | records)
 
-Only chunks that hold data have a record; `runs` says which chunk indexes they are. So a sparse image
-of terabytes has a small manifest. The object's name is the BLAKE3 of all its bytes.
+Only chunks that hold data have a record; `runs` says which chunk indexes they are. So a sparse
+image of terabytes has a small manifest. The object's name is the BLAKE3 of all its bytes.
 """
 
 from __future__ import annotations
@@ -104,15 +104,19 @@ def decode_manifest(data: bytes, manifest_id: str) -> Manifest:
         CorruptError: the bytes are not those that `manifest_id` names.
     """
     if len(data) < _PREFIX.size or data[:8] != _MAGIC:
-        raise FormatError(f"manifest {manifest_id[:16]} is a foreign file: it does not start as one")
+        raise FormatError(
+            f"manifest {manifest_id[:16]} is a foreign file: it does not start as one"
+        )
     _, number, header_bytes = _PREFIX.unpack_from(data)
     if number != MANIFEST_FORMAT:
         raise FormatError(
-            f"manifest {manifest_id[:16]} has format {number}, this cachefs knows {MANIFEST_FORMAT}: "
-            "use a newer cachefs"
+            f"manifest {manifest_id[:16]} has format {number}, "
+            f"this cachefs knows {MANIFEST_FORMAT}: use a newer cachefs"
         )
     if blake3(data).hexdigest() != manifest_id:
-        raise CorruptError(f"manifest {manifest_id[:16]} is corrupt: its content does not match its id")
+        raise CorruptError(
+            f"manifest {manifest_id[:16]} is corrupt: its content does not match its id"
+        )
     try:
         return _decode_table(data, _PREFIX.size, header_bytes)
     except (ValueError, KeyError, TypeError, zstandard.ZstdError, UsageError) as error:
@@ -124,7 +128,7 @@ def _decode_table(data: bytes, header_at: int, header_bytes: int) -> Manifest:
     runs, packs, records = (int(header[key]) for key in ("runs", "packs", "records"))
     expected_bytes = runs * RUN_DTYPE.itemsize + packs * ID_BYTES + records * RECORD_DTYPE.itemsize
     payload = memoryview(data)[header_at + header_bytes :]
-    if expected_bytes > _MAX_TABLE_BYTES:
+    if min(runs, packs, records) < 0 or expected_bytes > _MAX_TABLE_BYTES:
         raise ValueError("table too large")
     if zstandard.get_frame_parameters(payload).content_size != expected_bytes:
         raise ValueError("table of another size than the header says")
@@ -144,6 +148,10 @@ def _decode_table(data: bytes, header_at: int, header_bytes: int) -> Manifest:
 
 def _check(manifest: Manifest) -> None:
     firsts, counts = manifest.runs["first"], manifest.runs["count"]
+    if manifest.size_bytes < 0:
+        raise ValueError("the image has a negative size")
+    if len(firsts) and int(max(firsts.max(), counts.max())) > manifest.chunk_count:
+        raise ValueError("runs leave the image")  # checked first: sums of larger ones overflow
     if int(counts.sum()) != len(manifest.records) or not bool(np.all(counts > 0)):
         raise ValueError("runs and records disagree")
     if len(firsts):

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from cachefs.model.chunk import ID_BYTES
+
 DESCRIPTION_KEY = "cachefs.json"
 PACKS_PREFIX = "packs/"
 MANIFESTS_PREFIX = "manifests/"
 IMAGES_PREFIX = "images/"
+PROFILES_PREFIX = "profiles/"
+MODELS_PREFIX = "models/"
+FOLDERS = (PACKS_PREFIX, MANIFESTS_PREFIX, IMAGES_PREFIX, PROFILES_PREFIX, MODELS_PREFIX)
+"""Made with the store: one that is gone later is an outage, and not a folder without objects."""
 
 
 def pack_key(pack_id: bytes) -> str:
     """Return the key of a pack; two digits of its id spread the packs over 256 folders."""
     name = pack_id.hex()
     return f"{PACKS_PREFIX}{name[:2]}/{name}"
+
+
+def pack_id(key: str) -> bytes | None:
+    """Return the id of the pack that lies at `key`, or None if no pack belongs there."""
+    try:
+        found = bytes.fromhex(key.rpartition("/")[2])
+    except ValueError:
+        return None
+    return found if pack_key(found) == key and len(found) == ID_BYTES else None
 
 
 def manifest_key(manifest_id: str) -> str:

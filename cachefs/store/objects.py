@@ -17,8 +17,8 @@ class ObjectInfo(NamedTuple):
 class ObjectStore(Protocol):
     """Named objects that are complete or absent.
 
-    All methods raise StoreUnavailableError for an outage, and ObjectMissingError only when the place
-    answered and has no such object.
+    All methods raise StoreUnavailableError for an outage, and ObjectMissingError only when the
+    place answered and has no such object.
     """
 
     url: str

@@ -73,7 +73,9 @@ def index_bytes(tail: bytes, pack_id: bytes) -> int:
         FormatError: this is no pack, or one of a later format.
     """
     if len(tail) < _FOOTER.size or tail[-8:] != _FOOTER_MAGIC:
-        raise FormatError(f"pack {pack_id.hex()[:16]} is a foreign file or cut short: it has no footer")
+        raise FormatError(
+            f"pack {pack_id.hex()[:16]} is a foreign file or cut short: it has no footer"
+        )
     _, _, rows, number, _ = _FOOTER.unpack_from(tail, len(tail) - _FOOTER.size)
     if number != PACK_FORMAT:
         raise FormatError(

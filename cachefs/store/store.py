@@ -17,7 +17,6 @@ from cachefs.errors import (
     FormatError,
     NotFoundError,
     ObjectMissingError,
-    StoreUnavailableError,
     UsageError,
 )
 from cachefs.model.image import Image, check_image_name
@@ -104,10 +103,9 @@ class Store:
     def pack_ids(self) -> Iterator[bytes]:
         """Yield the ids of all packs in the store."""
         for info in self.objects.list(layout.PACKS_PREFIX):
-            try:
-                yield bytes.fromhex(info.key.rpartition("/")[2])
-            except ValueError:
-                continue  # a foreign file: `verify` names it
+            pack_id = layout.pack_id(info.key)
+            if pack_id is not None:  # else a foreign file: `verify` names it
+                yield pack_id
 
     def pack(self, pack_id: bytes) -> bytes:
         """Return a whole pack, checked against its id.
@@ -118,7 +116,8 @@ class Store:
         data, _ = self.objects.get(layout.pack_key(pack_id))
         if blake3(data).digest() != pack_id:
             raise CorruptError(
-                f"pack {pack_id.hex()[:16]} in {self.url} is corrupt: its content does not match its id"
+                f"pack {pack_id.hex()[:16]} in {self.url} is corrupt: "
+                "its content does not match its id"
             )
         return data
 
@@ -150,7 +149,9 @@ def open_objects(url: str) -> ObjectStore:
     if not separator:
         return LocalObjects(Path(url).absolute())
     if scheme != "file":
-        raise UsageError(f"store '{url}': cachefs knows file:///path and a plain path, not {scheme}://")
+        raise UsageError(
+            f"store '{url}': cachefs knows file:///path and a plain path, not {scheme}://"
+        )
     if not rest.startswith("/"):
         raise UsageError(f"store '{url}': write file:///path, with an absolute path")
     return LocalObjects(Path(rest))
@@ -182,7 +183,7 @@ def create_store(url: str) -> Store:
     """
     objects = open_objects(url)
     if isinstance(objects, LocalObjects):
-        _make_root(objects.root)
+        objects.create(layout.FOLDERS)
     description = {
         "format": STORE_FORMAT,
         "hash": "blake3",
@@ -191,16 +192,6 @@ def create_store(url: str) -> Store:
     }
     objects.put_if(layout.DESCRIPTION_KEY, json.dumps(description, indent=1).encode(), None)
     return Store(objects, str(description["identity"]))
-
-
-def _make_root(root: Path) -> None:
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        foreign = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
-    except OSError as error:
-        raise StoreUnavailableError(f"cannot make a store in {root}: {error.strerror}") from error
-    if foreign and not (root / layout.DESCRIPTION_KEY).exists():
-        raise UsageError(f"{root} holds other files: give an empty folder for the store")
 
 
 def _identity(description: bytes, url: str) -> str:
