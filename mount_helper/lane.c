@@ -6,10 +6,12 @@
  * dropped when the reply has come. So a daemon may die at any moment: what it had not answered is still here, and the
  * next daemon gets it. Nobody who reads through the mount sees more than a delay.
  *
- *      kernel --read--> reader thread --send--> daemon            (or the table only, while there is no daemon)
- *      kernel <--write-- reply thread <--recv-- daemon            (one reply thread for each daemon attached)
- *      kernel <--write-- notifier thread <--queue-- reply thread  (invalidations)
- *                        clock thread: deadlines, killed readers; once a second
+ *      kernel --read-->   carrier thread   --send--> daemon      (or the table only, while there is no daemon)
+ *      kernel <--write--  carrier thread   <--recv-- daemon
+ *      kernel <--write--  notifier thread  <-- queue             (the daemon's invalidations)
+ *
+ * One thread carries both ways: a second one for the replies is one more wake-up for each, and measured slower. Once a
+ * second it looks at deadlines and killed readers.
  *
  * Why the notifier is a thread of its own: the kernel takes inode locks while it is told to invalidate, and a lookup
  * holds that lock until its reply is written. The thread that writes replies must never wait for it.
@@ -22,13 +24,13 @@
  *
  * Each kept request is either `waiting` (no daemon has it) or `sent` (the daemon with that serial number has it):
  *      read from the kernel -> waiting or sent;  sent, its daemon is lost -> waiting;  waiting, a daemon is there -> sent
- * A daemon is lost when its socket is at its end, that is after all of its replies have been read from it.
+ * A daemon is lost when its socket is at its end, that is, after all of its replies have been read from it.
  *
  * FUSE_INIT is kept for ever and is the first message to every daemon, because libfuse refuses all else before it. The
  * first reply goes to the kernel, later ones are dropped; a daemon becomes `current` (gets requests) with its INIT reply.
  *
- * Locks: one mutex for table, lists, and daemons. Nothing blocks under it: sends are MSG_DONTWAIT. The threads know
- * nothing of Python and never hold the GIL.
+ * Locks: one mutex for the table, the daemons and the queue. Nothing blocks under it: /dev/fuse and the sockets are
+ * used without blocking. The threads know nothing of Python and never hold the GIL.
  */
 #define PY_SSIZE_T_CLEAN
 #ifndef _GNU_SOURCE
@@ -60,7 +62,8 @@
 #define REQUEST_SIZE (MAX_WRITE + 64 * 1024) /* the kernel refuses less than max_write + 4096; xattrs have 64 KiB */
 #define REPLY_OVERHEAD 4096
 #define NOTIFICATION_LIMIT_BYTES (16 * 1024 * 1024)
-#define CHECKS_PER_TICK 256 /* readers looked up in /proc a second */
+#define CHECKS_PER_TICK 64 /* readers looked up in /proc a second; 20 us each */
+#define MAX_DAEMONS 4      /* attached at once: one, and for a moment its successor */
 #define OPCODES 64
 #define SECOND_NS 1000000000ULL
 #define INTERRUPT_BIT 1ULL /* set in the unique of an INTERRUPT; all other uniques are even */
@@ -84,12 +87,12 @@ enum event { EVENT_INIT_ANSWERED = 1, EVENT_DAEMON_LOST = 2, EVENT_UNMOUNTED = 4
     X(unanswerable_dropped)    /* FORGET and the like, while there was no daemon or no room */                        \
     X(kernel_gave_up)          /* replies that the kernel did not want any more (ENOENT) */                           \
     X(write_errors)            /* other errors of write to the kernel */                                              \
-    X(read_errors)                                                                                                     \
+    X(requests_malformed)                                                                                              \
     X(interrupts)              /* INTERRUPT requests */                                                               \
     X(answered_killed)         /* answered here with EINTR: the reader was killed */                                  \
     X(answered_outage)         /* answered here with EIO: no daemon for request_deadline_s */                         \
     X(answered_late)           /* answered here with EIO: the daemon did not answer, twice */                         \
-    X(reader_throttled)        /* kept requests reached their limit */
+    X(throttled)               /* seconds for which requests were left in the kernel: too many are kept */
 
 struct counters {
 #define X(name) atomic_ullong name;
@@ -121,17 +124,12 @@ struct slab {
     struct kept entries[SLAB_SIZE];
 };
 
-enum daemon_state { DAEMON_NEW, DAEMON_INIT_SENT, DAEMON_READY, DAEMON_LOST };
+enum daemon_state { DAEMON_NEW, DAEMON_INIT_SENT, DAEMON_READY };
 
-/* One attached daemon, freed by the last of: its reply thread, the lane (`current`), a send that is under way. */
 struct daemon {
-    struct lane *lane;
-    struct daemon *next; /* in lane.daemons */
     int fd;
-    atomic_int references;
     uint64_t serial;
-    enum daemon_state state; /* under lane.mutex */
-    unsigned char *buffer;   /* of its reply thread */
+    enum daemon_state state;
 };
 
 struct notification {
@@ -141,37 +139,37 @@ struct notification {
 };
 
 struct lane {
-    int fuse_fd, event_fd;
+    int fuse_fd, event_fd; /* event_fd: to the supervisor */
+    int wake_fd;           /* to the carrier */
     uint32_t max_read, max_background;
     uint64_t request_deadline_ns, answer_deadline_ns; /* 0: none */
     uint64_t kept_limit_bytes;
-    unsigned char *request_buffer;
+    unsigned char *request_buffer, *reply_buffer;
 
     pthread_mutex_t mutex;
-    pthread_cond_t changed; /* room in the table, a notification, a daemon's end, stop */
+    pthread_cond_t changed; /* a notification, a daemon's end, stop */
     struct kept *buckets[HASH_SIZE];
     struct list waiting, sent;
     struct kept *free_list;
     struct slab *slabs;
     uint64_t kept_count;
-    atomic_ullong kept_bytes; /* changed under the mutex, read by the reader without it */
-    bool reader_waits;
+    uint64_t kept_bytes;
 
     unsigned char *init; /* the kernel's INIT request */
     uint32_t init_length;
     uint64_t init_unique;
     bool init_answered;
 
-    struct daemon *current; /* gets the requests */
-    struct daemon *daemons; /* all whose reply thread runs */
+    struct daemon *daemons[MAX_DAEMONS]; /* freed by the carrier alone */
+    struct daemon *current;              /* the one that gets the requests */
     uint64_t last_serial, detached_at_ns;
 
     struct notification *notifications, **notifications_end;
     size_t notification_bytes;
 
-    pthread_t reader, notifier, clock;
+    pthread_t carrier, notifier;
     bool started;
-    atomic_bool stop, unmounted, reader_done;
+    atomic_bool stop, unmounted;
     atomic_uint events;
     struct counters count;
     atomic_ullong passed_on[OPCODES];
@@ -285,8 +283,6 @@ static bool kept_take(struct lane *lane, uint64_t unique) {
         free(kept->body);
     kept->chain = lane->free_list;
     lane->free_list = kept;
-    if (lane->reader_waits && lane->kept_bytes < lane->kept_limit_bytes)
-        pthread_cond_broadcast(&lane->changed);
     return true;
 }
 
@@ -320,31 +316,13 @@ static void answer(struct lane *lane, const struct fuse_out_header *reply) {
     }
 }
 
-/* Answer a kept request here, with an error; nothing if somebody else has answered it meanwhile. */
-static bool answer_kept_error(struct lane *lane, uint64_t unique, int error) {
-    pthread_mutex_lock(&lane->mutex);
-    bool taken = kept_take(lane, unique);
-    pthread_mutex_unlock(&lane->mutex);
-    if (taken)
+/* Answer a kept request here, with an error. */
+static void answer_kept(struct lane *lane, uint64_t unique, int error) {
+    if (kept_take(lane, unique))
         answer_error(lane, unique, error);
-    return taken;
 }
 
 /* ---- To the daemon ---- */
-
-static void daemon_release(struct daemon *daemon) {
-    if (atomic_fetch_sub(&daemon->references, 1) > 1)
-        return;
-    close(daemon->fd);
-    free(daemon->buffer);
-    free(daemon);
-}
-
-static struct daemon *daemon_hold(struct daemon *daemon) {
-    if (daemon)
-        atomic_fetch_add(&daemon->references, 1);
-    return daemon;
-}
 
 enum sent { SENT, SENT_LATER, SENT_NEVER };
 
@@ -354,91 +332,66 @@ static enum sent daemon_send(struct daemon *daemon, const void *message, size_t 
         if (errno == EMSGSIZE)
             return SENT_NEVER;
         if (errno != EINTR)
-            return SENT_LATER; /* full, no memory; or it is dead, and its reply thread will find that out */
+            return SENT_LATER; /* full, no memory; or it is dead, which recv will tell */
     }
     return SENT;
 }
 
-/* Send what waits to the current daemon, until its socket is full. Under the mutex. */
-static void send_waiting(struct lane *lane) {
-    struct daemon *daemon = lane->current;
-    while (daemon && lane->waiting.first) {
-        struct kept *kept = lane->waiting.first;
-        uint64_t unique = kept->unique;
-        enum sent sent = daemon_send(daemon, kept->body, kept->length);
-        if (sent == SENT_LATER)
-            return;
-        if (sent == SENT) {
-            if (kept->sent_before)
-                COUNT(lane, resent);
-            kept_move(lane, kept, daemon->serial);
-            continue;
-        }
+static void send_kept(struct lane *lane, struct kept *kept) {
+    enum sent sent = daemon_send(lane->current, kept->body, kept->length);
+    if (sent == SENT) {
+        kept_move(lane, kept, lane->current->serial);
+    } else if (sent == SENT_LATER) {
+        COUNT(lane, requests_deferred);
+    } else {
         COUNT(lane, requests_oversize);
-        if (kept_take(lane, unique))
-            answer_error(lane, unique, EIO);
+        answer_kept(lane, kept->unique, EIO);
     }
 }
 
-/* INIT to a daemon that has not got it yet, if the kernel has sent it. Under the mutex. */
-static void send_init(struct lane *lane) {
-    for (struct daemon *daemon = lane->daemons; daemon && lane->init; daemon = daemon->next)
-        if (daemon->state == DAEMON_NEW && daemon_send(daemon, lane->init, lane->init_length) == SENT)
-            daemon->state = DAEMON_INIT_SENT;
+/* Send what waits to the current daemon, until its socket is full. */
+static void send_waiting(struct lane *lane) {
+    for (struct kept *kept = NULL; lane->current && lane->waiting.first && lane->waiting.first != kept;) {
+        kept = lane->waiting.first;
+        if (kept->sent_before)
+            COUNT(lane, resent);
+        send_kept(lane, kept);
+    }
 }
 
-/* ---- Requests: the reader thread ---- */
+/* INIT to the daemons that have not got it yet, if the kernel has sent it. */
+static void send_init(struct lane *lane) {
+    for (int i = 0; i < MAX_DAEMONS && lane->init; i++) {
+        struct daemon *daemon = lane->daemons[i];
+        if (daemon && daemon->state == DAEMON_NEW && daemon_send(daemon, lane->init, lane->init_length) == SENT)
+            daemon->state = DAEMON_INIT_SENT;
+    }
+}
+
+/* ---- Requests ---- */
 
 /* A message that the kernel expects no reply to: the daemon gets it, or nobody does. */
 static void pass_unanswered(struct lane *lane, const struct fuse_in_header *request) {
-    pthread_mutex_lock(&lane->mutex);
-    struct daemon *daemon = daemon_hold(lane->current);
-    pthread_mutex_unlock(&lane->mutex);
-    if (!daemon || daemon_send(daemon, request, request->len) != SENT)
+    if (!lane->current || daemon_send(lane->current, request, request->len) != SENT)
         COUNT(lane, unanswerable_dropped);
-    if (daemon)
-        daemon_release(daemon);
-}
-
-/* It was marked as sent before the send (its reply may be faster than the next line), and the socket was full. */
-static void defer(struct lane *lane, uint64_t unique, uint64_t daemon_serial) {
-    COUNT(lane, requests_deferred);
-    pthread_mutex_lock(&lane->mutex);
-    struct kept *kept = kept_find(lane, unique);
-    if (kept && kept->daemon_serial == daemon_serial)
-        kept_move(lane, kept, 0);
-    pthread_mutex_unlock(&lane->mutex);
 }
 
 static void pass_on(struct lane *lane, const struct fuse_in_header *request) {
-    pthread_mutex_lock(&lane->mutex);
     struct kept *kept = kept_add(lane, request);
-    struct daemon *daemon = kept ? daemon_hold(lane->current) : NULL;
-    if (daemon)
-        kept_move(lane, kept, daemon->serial);
-    pthread_mutex_unlock(&lane->mutex);
     if (!kept)
         answer_error(lane, request->unique, ENOMEM);
-    if (!daemon)
-        return;
-    enum sent sent = daemon_send(daemon, request, request->len);
-    if (sent == SENT_LATER)
-        defer(lane, request->unique, daemon->serial);
-    else if (sent == SENT_NEVER && answer_kept_error(lane, request->unique, EIO))
-        COUNT(lane, requests_oversize);
-    daemon_release(daemon);
+    else if (lane->current)
+        send_kept(lane, kept);
 }
 
 static void keep_init(struct lane *lane, const struct fuse_in_header *request) {
     unsigned char *copy = malloc(request->len);
     if (!copy)
         return answer_error(lane, request->unique, ENOMEM);
-    pthread_mutex_lock(&lane->mutex);
     lane->init = memcpy(copy, request, request->len);
     lane->init_length = request->len;
     lane->init_unique = request->unique;
     send_init(lane);
-    pthread_mutex_unlock(&lane->mutex);
 }
 
 /* Read a small file of /proc; false if it is not there. */
@@ -487,17 +440,14 @@ static void interrupt(struct lane *lane, const struct fuse_in_header *request) {
     if (request->len < sizeof *request + sizeof *argument)
         return;
     COUNT(lane, interrupts);
-    pthread_mutex_lock(&lane->mutex);
     struct kept *kept = kept_find(lane, argument->unique);
-    uint32_t pid = kept ? kept->pid : 0;
-    bool with_daemon = kept && kept->daemon_serial;
-    if (kept)
-        kept->interrupted = true; /* the kernel tells it once: the clock looks whether a SIGKILL follows */
-    pthread_mutex_unlock(&lane->mutex);
-    if (pid && is_killed(pid)) {
-        if (answer_kept_error(lane, argument->unique, EINTR))
-            COUNT(lane, answered_killed);
-    } else if (with_daemon) {
+    if (!kept)
+        return;
+    kept->interrupted = true; /* the kernel tells it once: later looks find out whether a SIGKILL follows */
+    if (is_killed(kept->pid)) {
+        COUNT(lane, answered_killed);
+        answer_kept(lane, argument->unique, EINTR);
+    } else if (kept->daemon_serial) {
         pass_unanswered(lane, request);
     }
 }
@@ -518,65 +468,46 @@ static void dispatch(struct lane *lane, const struct fuse_in_header *request) {
     }
 }
 
-/* Leave further requests with the kernel while the table is full. */
-static void wait_for_room(struct lane *lane) {
-    pthread_mutex_lock(&lane->mutex);
-    if (lane->kept_bytes >= lane->kept_limit_bytes)
-        COUNT(lane, reader_throttled);
-    lane->reader_waits = true;
-    while (lane->kept_bytes >= lane->kept_limit_bytes && !atomic_load(&lane->stop))
-        pthread_cond_wait(&lane->changed, &lane->mutex);
-    lane->reader_waits = false;
-    pthread_mutex_unlock(&lane->mutex);
-}
-
-static void *reader_loop(void *argument) {
-    struct lane *lane = argument;
+/* Carry one request from the kernel; false at the end of the mount. */
+static bool carry_request(struct lane *lane) {
     const struct fuse_in_header *request = (const void *)lane->request_buffer;
-    while (!atomic_load_explicit(&lane->stop, memory_order_relaxed)) {
-        if (atomic_load_explicit(&lane->kept_bytes, memory_order_relaxed) >= lane->kept_limit_bytes)
-            wait_for_room(lane);
-        ssize_t length = read(lane->fuse_fd, lane->request_buffer, REQUEST_SIZE);
-        if (length < 0 && (errno == ENODEV || errno == ECONNABORTED)) {
-            kernel_unmounted(lane);
-            break;
-        }
-        if (length < 0 && (errno == EINTR || errno == ENOENT || errno == EAGAIN))
-            continue; /* ENOENT: the request was taken back while it was read */
-        if (length < (ssize_t)sizeof *request || request->len != (size_t)length) {
-            COUNT(lane, read_errors);
-            if (length >= 0)
-                continue;
-            kernel_unmounted(lane);
-            break;
-        }
-        COUNT(lane, requests);
-        atomic_fetch_add_explicit(&lane->passed_on[request->opcode % OPCODES], 1, memory_order_relaxed);
-        dispatch(lane, request);
+    ssize_t length = read(lane->fuse_fd, lane->request_buffer, REQUEST_SIZE);
+    if (length < 0 && (errno == EINTR || errno == ENOENT || errno == EAGAIN))
+        return true; /* ENOENT: the request was taken back while it was read */
+    if (length < 0) { /* ENODEV: unmounted; ECONNABORTED: through /sys/fs/fuse/connections */
+        kernel_unmounted(lane);
+        return false;
     }
-    atomic_store(&lane->reader_done, true);
-    return NULL;
+    COUNT(lane, requests);
+    if (length < (ssize_t)sizeof *request || request->len != (size_t)length) {
+        COUNT(lane, requests_malformed);
+        return true;
+    }
+    atomic_fetch_add_explicit(&lane->passed_on[request->opcode % OPCODES], 1, memory_order_relaxed);
+    pthread_mutex_lock(&lane->mutex);
+    dispatch(lane, request);
+    pthread_mutex_unlock(&lane->mutex);
+    return true;
 }
 
-/* ---- Replies: one thread for each daemon ---- */
+/* ---- Replies ---- */
 
 static void queue_notification(struct lane *lane, const struct fuse_out_header *message) {
+    size_t size = sizeof(struct notification) + message->len;
     struct notification *notification = NULL;
-    pthread_mutex_lock(&lane->mutex);
-    if (lane->notification_bytes + message->len + sizeof *notification <= NOTIFICATION_LIMIT_BYTES)
-        notification = malloc(sizeof *notification + message->len);
-    if (notification) {
-        notification->next = NULL;
-        notification->length = message->len;
-        memcpy(notification->message, message, message->len);
-        lane->notification_bytes += message->len + sizeof *notification;
-        *lane->notifications_end = notification;
-        lane->notifications_end = &notification->next;
-        pthread_cond_broadcast(&lane->changed);
-    }
-    pthread_mutex_unlock(&lane->mutex);
-    if (!notification)
+    if (lane->notification_bytes + size <= NOTIFICATION_LIMIT_BYTES)
+        notification = malloc(size);
+    if (!notification) {
         COUNT(lane, notifications_dropped);
+        return;
+    }
+    notification->next = NULL;
+    notification->length = message->len;
+    memcpy(notification->message, message, message->len);
+    lane->notification_bytes += size;
+    *lane->notifications_end = notification;
+    lane->notifications_end = &notification->next;
+    pthread_cond_broadcast(&lane->changed);
 }
 
 /* What the lane wants otherwise than libfuse: sizes that fit its buffers and the sockets. */
@@ -595,37 +526,27 @@ static void amend_init(struct lane *lane, struct fuse_out_header *reply) {
 }
 
 static void handle_init_reply(struct lane *lane, struct daemon *daemon, struct fuse_out_header *reply) {
-    pthread_mutex_lock(&lane->mutex);
-    bool expected = daemon->state == DAEMON_INIT_SENT;
-    bool first = expected && !reply->error && !lane->init_answered;
-    if (first)
-        lane->init_answered = true;
-    pthread_mutex_unlock(&lane->mutex);
-    if (!expected) {
+    if (daemon->state != DAEMON_INIT_SENT) {
         COUNT(lane, replies_unknown);
         return;
-    }
-    if (first) {
-        amend_init(lane, reply);
-        answer(lane, reply);
     }
     if (reply->error) {
         shutdown(daemon->fd, SHUT_RDWR); /* it can't serve; the supervisor hears of it as of a death */
         return;
     }
-    pthread_mutex_lock(&lane->mutex);
+    if (!lane->init_answered) {
+        lane->init_answered = true;
+        amend_init(lane, reply);
+        answer(lane, reply);
+    }
     daemon->state = DAEMON_READY;
-    struct daemon *before = lane->current;
-    lane->current = daemon_hold(daemon);
+    lane->current = daemon;
     send_waiting(lane);
-    pthread_mutex_unlock(&lane->mutex);
-    if (before)
-        daemon_release(before);
     tell(lane, EVENT_INIT_ANSWERED);
 }
 
 static void handle_reply(struct lane *lane, struct daemon *daemon, size_t length) {
-    struct fuse_out_header *reply = (void *)daemon->buffer;
+    struct fuse_out_header *reply = (void *)lane->reply_buffer;
     if (length < sizeof *reply || reply->len != length) {
         COUNT(lane, replies_malformed);
         return;
@@ -641,59 +562,48 @@ static void handle_reply(struct lane *lane, struct daemon *daemon, size_t length
         return; /* libfuse asks to be interrupted again: it has been told */
     if (reply->unique == lane->init_unique)
         return handle_init_reply(lane, daemon, reply);
-    pthread_mutex_lock(&lane->mutex);
-    bool taken = kept_take(lane, reply->unique);
-    if (lane->waiting.first)
-        send_waiting(lane);
-    pthread_mutex_unlock(&lane->mutex);
-    if (taken)
+    if (kept_take(lane, reply->unique))
         answer(lane, reply);
     else
         COUNT(lane, replies_unknown);
+    send_waiting(lane);
 }
 
 /* All that it had and has not answered waits for the next daemon, or goes to the current one (after a hand-over). */
-static void daemon_lost(struct lane *lane, struct daemon *daemon) {
+static void daemon_lost(struct lane *lane, int slot) {
+    struct daemon *daemon = lane->daemons[slot];
     COUNT(lane, daemons_lost);
-    pthread_mutex_lock(&lane->mutex);
-    daemon->state = DAEMON_LOST;
     for (struct kept *kept = lane->sent.first, *next; kept; kept = next) {
         next = kept->next;
         if (kept->daemon_serial == daemon->serial)
             kept_move(lane, kept, 0);
     }
-    bool was_current = lane->current == daemon;
-    if (was_current) {
+    lane->daemons[slot] = NULL;
+    if (lane->current == daemon) {
         lane->current = NULL;
         lane->detached_at_ns = now_ns();
     }
+    close(daemon->fd);
+    free(daemon);
     send_waiting(lane);
     tell(lane, EVENT_DAEMON_LOST);
-    struct daemon **link = &lane->daemons;
-    while (*link != daemon)
-        link = &(*link)->next;
-    *link = daemon->next;
     pthread_cond_broadcast(&lane->changed);
-    pthread_mutex_unlock(&lane->mutex); /* from here on the lane may be gone */
-    if (was_current)
-        daemon_release(daemon);
-    daemon_release(daemon);
 }
 
-static void *reply_loop(void *argument) {
-    struct daemon *daemon = argument;
-    size_t size = daemon->lane->max_read + REPLY_OVERHEAD;
-    for (;;) {
-        ssize_t length = recv(daemon->fd, daemon->buffer, size, MSG_TRUNC);
-        /* ECONNRESET comes once, from a daemon that died with unread requests; its replies still follow */
-        if (length < 0 && (errno == EINTR || errno == ECONNRESET || errno == ENOBUFS || errno == ENOMEM))
-            continue;
-        if (length <= 0)
-            break;
-        handle_reply(daemon->lane, daemon, (size_t)length);
-    }
-    daemon_lost(daemon->lane, daemon);
-    return NULL;
+/* Carry one reply of a daemon, or take note of its end. */
+static void carry_reply(struct lane *lane, int slot) {
+    struct daemon *daemon = lane->daemons[slot];
+    size_t size = lane->max_read + REPLY_OVERHEAD;
+    ssize_t length = recv(daemon->fd, lane->reply_buffer, size, MSG_TRUNC | MSG_DONTWAIT);
+    /* ECONNRESET comes once, from a daemon that died with unread requests; its replies still follow */
+    if (length < 0 && (errno == EAGAIN || errno == EINTR || errno == ECONNRESET || errno == ENOMEM))
+        return;
+    pthread_mutex_lock(&lane->mutex);
+    if (length > 0)
+        handle_reply(lane, daemon, (size_t)length);
+    else
+        daemon_lost(lane, slot);
+    pthread_mutex_unlock(&lane->mutex);
 }
 
 /* ---- Notifications ---- */
@@ -723,90 +633,112 @@ static void *notifier_loop(void *argument) {
     return NULL;
 }
 
-/* ---- Deadlines and killed readers: the clock thread ---- */
+/* ---- Deadlines and killed readers, once a second ---- */
 
-/* Requests whose deadline has passed. Under the mutex; writes to the kernel don't block. */
+/* Requests whose deadline has passed. */
 static void check_deadlines(struct lane *lane, uint64_t now) {
     uint64_t limit = lane->request_deadline_ns;
     for (struct kept *kept = lane->waiting.first, *next; kept && limit && !lane->current; kept = next) {
         next = kept->next;
         uint64_t since = kept->since_ns > lane->detached_at_ns ? kept->since_ns : lane->detached_at_ns;
-        uint64_t unique = kept->unique;
-        if (now > since + limit && kept_take(lane, unique)) {
+        if (now > since + limit) {
             COUNT(lane, answered_outage);
-            answer_error(lane, unique, EIO);
+            answer_kept(lane, kept->unique, EIO);
         }
     }
     limit = lane->answer_deadline_ns;
     struct kept *last = lane->sent.last, *kept = lane->sent.first;
     for (struct kept *next = NULL; kept && limit && lane->current; kept = next) {
         next = kept == last ? NULL : kept->next; /* what is sent again goes to the end of the list */
-        uint64_t unique = kept->unique;
         if (now <= kept->since_ns + limit)
             continue;
-        if (kept->sent_again && kept_take(lane, unique)) {
+        if (kept->sent_again) {
             COUNT(lane, answered_late);
-            answer_error(lane, unique, EIO);
-        } else if (daemon_send(lane->current, kept->body, kept->length) == SENT) {
+            answer_kept(lane, kept->unique, EIO);
+        } else { /* the reply may be lost: the daemon got no memory for its message */
             COUNT(lane, resent);
             kept->sent_again = true;
-            kept_move(lane, kept, lane->current->serial);
+            send_kept(lane, kept);
         }
     }
 }
 
-struct suspect {
-    uint64_t unique;
-    uint32_t pid;
-    bool interrupted;
-};
-
-/* Readers that may have been killed without an INTERRUPT: killed after another signal, or with asynchronous reads. */
-static size_t find_suspects(const struct list *list, struct suspect *suspects, size_t count, uint64_t now) {
-    for (const struct kept *kept = list->first; kept && count < CHECKS_PER_TICK; kept = kept->next)
-        if (kept->interrupted || (kept->opcode == FUSE_READ && now > kept->since_ns + SECOND_NS))
-            suspects[count++] = (struct suspect){kept->unique, kept->pid, kept->interrupted};
-    return count;
+/*
+ * Readers that were killed without an INTERRUPT: after another signal (the kernel tells only the first), or with
+ * asynchronous reads. A look into /proc costs 20 us: a few a second, beginning with those that wait longest.
+ */
+static void answer_killed(struct lane *lane, const struct list *list, uint64_t now, int *checks) {
+    for (struct kept *kept = list->first, *next; kept && *checks > 0; kept = next) {
+        next = kept->next;
+        bool is_old_read = kept->opcode == FUSE_READ && now > kept->since_ns + SECOND_NS;
+        if (!kept->interrupted && !is_old_read)
+            continue;
+        --*checks;
+        if ((kept->interrupted && is_killed(kept->pid)) || is_exiting(kept->pid)) {
+            COUNT(lane, answered_killed);
+            answer_kept(lane, kept->unique, EINTR);
+        }
+    }
 }
 
-static void *clock_loop(void *argument) {
+static void tick(struct lane *lane, uint64_t now) {
+    int checks = CHECKS_PER_TICK;
+    pthread_mutex_lock(&lane->mutex);
+    if (lane->kept_bytes >= lane->kept_limit_bytes)
+        COUNT(lane, throttled);
+    send_init(lane);
+    send_waiting(lane);
+    check_deadlines(lane, now);
+    answer_killed(lane, &lane->waiting, now, &checks);
+    answer_killed(lane, &lane->sent, now, &checks);
+    pthread_mutex_unlock(&lane->mutex);
+}
+
+/* ---- The carrier ---- */
+
+/* Fill in what to wait for: /dev/fuse, the wake-up, the daemons. A full table leaves requests in the kernel. */
+static void fill_polls(struct lane *lane, struct pollfd polls[2 + MAX_DAEMONS]) {
+    pthread_mutex_lock(&lane->mutex);
+    bool has_room = lane->kept_bytes < lane->kept_limit_bytes;
+    polls[0] = (struct pollfd){.fd = has_room ? lane->fuse_fd : -1, .events = POLLIN};
+    polls[1] = (struct pollfd){.fd = lane->wake_fd, .events = POLLIN};
+    for (int i = 0; i < MAX_DAEMONS; i++)
+        polls[2 + i] = (struct pollfd){.fd = lane->daemons[i] ? lane->daemons[i]->fd : -1, .events = POLLIN};
+    pthread_mutex_unlock(&lane->mutex);
+}
+
+static void *carrier_loop(void *argument) {
     struct lane *lane = argument;
-    struct suspect suspects[CHECKS_PER_TICK];
+    struct pollfd polls[2 + MAX_DAEMONS];
+    uint64_t next_tick_ns = 0, woken;
+    bool mounted = true;
     while (!atomic_load(&lane->stop)) {
+        fill_polls(lane, polls);
+        if (!mounted)
+            polls[0].fd = -1;
+        if (poll(polls, 2 + MAX_DAEMONS, 1000) < 0)
+            continue;
+        for (int i = 0; i < MAX_DAEMONS; i++)
+            if (polls[2 + i].fd >= 0 && polls[2 + i].revents)
+                carry_reply(lane, i);
+        if (polls[0].fd >= 0 && polls[0].revents)
+            mounted = carry_request(lane);
+        if (polls[1].revents && read(lane->wake_fd, &woken, sizeof woken) < 0)
+            continue;
         uint64_t now = now_ns();
-        pthread_mutex_lock(&lane->mutex);
-        send_waiting(lane);
-        send_init(lane);
-        check_deadlines(lane, now);
-        size_t count = find_suspects(&lane->waiting, suspects, 0, now);
-        count = find_suspects(&lane->sent, suspects, count, now);
-        pthread_mutex_unlock(&lane->mutex);
-        for (size_t i = 0; i < count; i++)
-            if ((suspects[i].interrupted && is_killed(suspects[i].pid)) || is_exiting(suspects[i].pid))
-                if (answer_kept_error(lane, suspects[i].unique, EINTR))
-                    COUNT(lane, answered_killed);
-        struct timespec until;
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        until.tv_sec += 1;
-        pthread_mutex_lock(&lane->mutex);
-        while (!atomic_load(&lane->stop) && pthread_cond_timedwait(&lane->changed, &lane->mutex, &until) != ETIMEDOUT)
-            ;
-        pthread_mutex_unlock(&lane->mutex);
+        if (now >= next_tick_ns) {
+            next_tick_ns = now + SECOND_NS;
+            tick(lane, now);
+        }
     }
     return NULL;
 }
 
 /* ---- Life ---- */
 
-/* Wakes a thread out of a blocking read; a signal of its own that nothing else uses. */
-static int wake_signal(void) { return SIGRTMAX - 2; }
-
-static void ignore_wake(int number) { (void)number; }
-
 static int start_thread(pthread_t *thread, void *(*loop)(void *), void *argument) {
     sigset_t all, before;
     sigfillset(&all);
-    sigdelset(&all, wake_signal());
     pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the supervisor's main thread */
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
@@ -817,7 +749,7 @@ static int start_thread(pthread_t *thread, void *(*loop)(void *), void *argument
     return error;
 }
 
-static struct lane *lane_new(int fuse_fd) {
+static struct lane *lane_new(int fuse_fd, uint32_t max_read) {
     struct lane *lane = calloc(1, sizeof *lane);
     if (!lane)
         return NULL;
@@ -829,63 +761,69 @@ static struct lane *lane_new(int fuse_fd) {
     pthread_mutex_init(&lane->mutex, NULL);
     lane->notifications_end = &lane->notifications;
     lane->request_buffer = malloc(REQUEST_SIZE);
+    lane->reply_buffer = malloc(max_read + REPLY_OVERHEAD);
     lane->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    lane->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     lane->fuse_fd = fuse_fd;
-    if (!lane->request_buffer || lane->event_fd < 0) {
-        free(lane->request_buffer);
-        free(lane);
-        return NULL;
-    }
+    lane->max_read = max_read;
+    if (!lane->request_buffer || !lane->reply_buffer || lane->event_fd < 0 || lane->wake_fd < 0)
+        abort(); /* at the start of the supervisor: nothing is mounted yet */
     return lane;
 }
 
+static void wake_carrier(struct lane *lane) {
+    uint64_t one = 1;
+    if (write(lane->wake_fd, &one, sizeof one) < 0) {
+        /* it has been woken often enough */
+    }
+}
+
 static int lane_start(struct lane *lane) {
-    struct sigaction action = {.sa_handler = ignore_wake}; /* no SA_RESTART: read returns EINTR */
-    sigaction(wake_signal(), &action, NULL);
-    int error = start_thread(&lane->reader, reader_loop, lane);
+    fcntl(lane->fuse_fd, F_SETFL, fcntl(lane->fuse_fd, F_GETFL) | O_NONBLOCK);
+    int error = start_thread(&lane->carrier, carrier_loop, lane);
     if (error)
         return error;
     lane->started = true;
-    if ((error = start_thread(&lane->notifier, notifier_loop, lane)) ||
-        (error = start_thread(&lane->clock, clock_loop, lane)))
-        abort(); /* half a lane serves nobody; there is no memory for a thread's stack */
+    if ((error = start_thread(&lane->notifier, notifier_loop, lane)))
+        abort(); /* half a lane serves nobody */
     return 0;
 }
 
 static int lane_attach(struct lane *lane, int fd) {
     struct daemon *daemon = calloc(1, sizeof *daemon);
-    if (!daemon || !(daemon->buffer = malloc(lane->max_read + REPLY_OVERHEAD))) {
-        free(daemon);
-        close(fd);
-        return ENOMEM;
-    }
-    daemon->lane = lane;
-    daemon->fd = fd;
-    daemon->references = 1; /* the reply thread's */
+    int error = daemon ? EBUSY : ENOMEM;
     pthread_mutex_lock(&lane->mutex);
-    daemon->serial = ++lane->last_serial;
-    pthread_t thread;
-    int error = start_thread(&thread, reply_loop, daemon);
-    if (error) {
-        pthread_mutex_unlock(&lane->mutex);
-        daemon_release(daemon);
-        return error;
+    for (int i = 0; daemon && i < MAX_DAEMONS; i++) {
+        if (lane->daemons[i])
+            continue;
+        *daemon = (struct daemon){.fd = fd, .serial = ++lane->last_serial, .state = DAEMON_NEW};
+        lane->daemons[i] = daemon;
+        COUNT(lane, daemons_attached);
+        send_init(lane);
+        error = 0;
+        break;
     }
-    pthread_detach(thread);
-    daemon->next = lane->daemons;
-    lane->daemons = daemon;
-    COUNT(lane, daemons_attached);
-    send_init(lane);
     pthread_mutex_unlock(&lane->mutex);
-    return 0;
+    wake_carrier(lane);
+    if (error)
+        free(daemon);
+    return error;
+}
+
+static bool has_daemons(struct lane *lane) {
+    bool found = false;
+    for (int i = 0; i < MAX_DAEMONS; i++)
+        found |= lane->daemons[i] != NULL;
+    return found;
 }
 
 /* Take leave of all daemons: their replies that are here are used, what they have not answered waits. */
 static void lane_detach(struct lane *lane) {
     pthread_mutex_lock(&lane->mutex);
-    for (struct daemon *daemon = lane->daemons; daemon; daemon = daemon->next)
-        shutdown(daemon->fd, SHUT_RDWR);
-    while (lane->daemons)
+    for (int i = 0; i < MAX_DAEMONS; i++)
+        if (lane->daemons[i])
+            shutdown(lane->daemons[i]->fd, SHUT_RDWR);
+    while (lane->started && has_daemons(lane))
         pthread_cond_wait(&lane->changed, &lane->mutex);
     pthread_mutex_unlock(&lane->mutex);
 }
@@ -904,18 +842,15 @@ static void lane_close(struct lane *lane) {
     atomic_store(&lane->stop, true);
     pthread_cond_broadcast(&lane->changed);
     pthread_mutex_unlock(&lane->mutex);
+    wake_carrier(lane);
     bool joined = true;
     if (lane->started) {
-        while (!atomic_load(&lane->reader_done)) { /* again and again: a signal before the read would be lost */
-            pthread_kill(lane->reader, wake_signal());
-            usleep(1000);
-        }
-        pthread_join(lane->reader, NULL);
-        pthread_join(lane->clock, NULL);
+        pthread_join(lane->carrier, NULL);
         joined = join_within_a_second(lane->notifier);
     }
     close(lane->fuse_fd);
     close(lane->event_fd);
+    close(lane->wake_fd);
     if (!joined)
         return; /* a notification hangs in the kernel: leave that thread what it uses */
     while (lane->waiting.first)
@@ -930,6 +865,9 @@ static void lane_close(struct lane *lane) {
     }
     free(lane->init);
     free(lane->request_buffer);
+    free(lane->reply_buffer);
+    for (int i = 0; i < MAX_DAEMONS; i++)
+        free(lane->daemons[i]); /* only if it never ran */
     pthread_mutex_destroy(&lane->mutex);
     pthread_cond_destroy(&lane->changed);
     free(lane);
@@ -964,11 +902,10 @@ static PyObject *Lane_new(PyTypeObject *type, PyObject *arguments, PyObject *key
     LaneObject *self = (LaneObject *)type->tp_alloc(type, 0);
     if (!self)
         return NULL;
-    if (!(self->lane = lane_new(fuse_fd))) {
+    if (!(self->lane = lane_new(fuse_fd, max_read))) {
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
-    self->lane->max_read = max_read;
     self->lane->max_background = max_background;
     self->lane->kept_limit_bytes = kept_limit;
     self->lane->request_deadline_ns = (uint64_t)(request_deadline_s * 1e9);
