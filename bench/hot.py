@@ -5,21 +5,20 @@ in turns (A B C, A B C, ...), and each figure is the median of its rounds, so th
 shared machine hits all alike. Run it as `make bench-hot`.
 """
 
-import random
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import click
-from rich.progress import track
 
 from bench import fio, mounts
-from bench.fio import Result, Workload
+from bench.files import build_random_filled_image
+from bench.fio import Workload
 from bench.mounts import Server
 from bench.table import Table, publish, rate
-from tests.images.disks import MIB, build_ext4
-from tests.images.trees import copy_system_tree
+from bench.turns import Measured, measure_in_turns
+from tests.images.disks import MIB
 
 # Through Python, of the bare pyfuse3 server's IOPS.
 TARGETS = {
@@ -35,37 +34,9 @@ C_SERVERS = (
     mounts.libfuse(2, clone_fd=True),
     mounts.libfuse(4, clone_fd=True),
 )
-Measured = dict[tuple[Server, Workload], list[Result]]
 
 
-def build_hot_image(image: Path, size_bytes: int) -> Path:
-    """Make the file to serve: a disk image of this system's files, the free rest of it random."""
-    with tempfile.TemporaryDirectory(dir=image.parent) as tree_name:
-        tree = copy_system_tree(Path(tree_name), min(size_bytes // 2, 256 * MIB))
-        build_ext4(tree, image, size_bytes)
-    chance = random.Random(1)
-    with image.open("r+b") as file:
-        for offset in range(0, size_bytes, MIB):
-            file.seek(offset)
-            if not any(file.read(MIB)):
-                file.seek(offset)
-                file.write(chance.randbytes(min(MIB, size_bytes - offset)))
-    return image
-
-
-def measure_in_turns(
-    paths: dict[Server, Path], workloads: Sequence[Workload], runtime_s: float, rounds: int
-) -> Measured:
-    """Measure each workload on each server, once a round, the servers in turns."""
-    measured: Measured = {}
-    turns = [(w, s) for _ in range(rounds) for w in workloads for s in paths]
-    for workload, server in track(turns, description="measuring"):
-        result = fio.measure(paths[server], workload, runtime_s)
-        measured.setdefault((server, workload), []).append(result)
-    return measured
-
-
-def tabulate(measured: Measured, workload: Workload) -> Table:
+def tabulate(measured: Measured[Server], workload: Workload) -> Table:
     """Return the table of one workload, with ratios to the servers that cachefs is held against."""
     medians = {s: fio.median_result(r) for (s, w), r in measured.items() if w == workload}
     bare_iops = [r.iops for s, r in medians.items() if s.name == mounts.bare_pyfuse3().name]
@@ -125,7 +96,7 @@ def main(
         work = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hot-")))
         image = work / f"hot-{size_mib}.img"
         if not image.exists():
-            build_hot_image(image, size_mib * MIB)
+            build_random_filled_image(image, size_mib * MIB)
         paths = {}
         for server in servers:
             own = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s-", dir=work)))

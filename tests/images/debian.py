@@ -24,6 +24,7 @@ WITHOUT_UPDATES = "sed -i -e /-security/d -e /-updates/d $1/etc/apt/sources.list
 
 # The full guest's own check, started only if the kernel's command line asks for it.
 MARKER = "guest: systemd is up and all sums are right"
+CHECK = f'exec >/dev/console 2>&1; sha256sum --check --quiet SHA256SUMS && echo "{MARKER}"'
 CHECK_UNIT = f"""[Unit]
 Description=Check every file of the image and power off
 ConditionKernelCommandLine=cachefs.check
@@ -31,7 +32,7 @@ After=multi-user.target
 [Service]
 Type=oneshot
 WorkingDirectory=/
-ExecStart=/bin/sh -c 'exec >/dev/console 2>&1; sha256sum --check --quiet SHA256SUMS && echo "{MARKER}"'
+ExecStart=/bin/sh -c '{CHECK}'
 ExecStopPost=/bin/systemctl poweroff --force
 [Install]
 WantedBy=multi-user.target

@@ -1,0 +1,89 @@
+"""Cold reads: a whole image in sequence, from a local store, with an empty L1.
+
+Beside it `zstd -d` of the same bytes on one core, the least work that anybody has with them:
+cachefs also verifies, writes L1 and passes each byte through FUSE. Run it as `make bench-cold`.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+
+import click
+
+from bench import clock, files, mounts
+from bench.table import Table, publish, rate
+from tests.images.disks import MIB
+
+# Of `zstd -d` on one core, times the cores that fetchers may use.
+TARGET = 0.5
+READ_BYTES = MIB
+
+
+def read_cold(
+    store: Path, folder: Path, mount_options: str, prepare: Callable[[Path], None]
+) -> float:
+    """Mount with an empty cache folder and read the image; returns the seconds of the read."""
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    with mounts.mounted_store(store, folder, mount_options) as mountpoint:
+        prepare(store)
+        return clock.time_read(mountpoint / "image", READ_BYTES)
+
+
+@click.command()
+@click.option("--image", type=click.Path(path_type=Path, exists=True), help="Read this image.")
+@click.option("--size-mib", default=768, show_default=True, help="Size of the image made else.")
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--fetcher-cores", default=os.cpu_count(), show_default=True)
+@click.option("--mount-options", default="", help="Options of the cachefs mount.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write the table here, too.")
+def main(
+    image: Path | None,
+    size_mib: int,
+    rounds: int,
+    fetcher_cores: int,
+    mount_options: str,
+    markdown: Path | None,
+) -> None:
+    """Measure cold sequential reads beside zstd -d."""
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cold-")))
+        image = image or files.build_dense_image(work / "dense.img", size_mib * MIB)
+        size_bytes = image.stat().st_size
+        packed, store = work / "image.zst", work / "store"
+        clock.time_program(["zstd", "-q", "-3", "-T0", image, "-o", packed])
+        mounts.run_cachefs("init", str(store))
+        mounts.import_image(store, image, "image")
+
+        table = Table(
+            f"Cold sequential read of {size_bytes // MIB} MiB, empty L1",
+            ["", "seconds", "speed", "of zstd -d on one core"],
+        )
+        cases: list[tuple[str, Callable[[Path], None]]] = [
+            ("store in the page cache", files.load_into_page_cache),
+            ("store on the disk", files.drop_from_page_cache),
+        ]
+        for case, prepare in cases:
+            zstd_s, cachefs_s = [], []
+            for _ in range(rounds):
+                prepare(packed)
+                command = ["zstd", "-q", "-d", "-c", packed]
+                zstd_s.append(clock.time_program(command, cores=1).wall_s)
+                cachefs_s.append(read_cold(store, work, mount_options, prepare))
+            zstd, cold = median(zstd_s), median(cachefs_s)
+            table.add(
+                f"zstd -d on one core, {case}", f"{zstd:.2f}", rate(size_bytes / zstd), "1.00"
+            )
+            ratio = zstd / cold
+            table.add(f"cachefs, {case}", f"{cold:.2f}", rate(size_bytes / cold), f"{ratio:.2f}")
+            target = TARGET * fetcher_cores
+            verdict = "reached" if ratio >= target else "MISSED"
+            table.notes.append(f"{case}: target {target:.2f} {verdict} ({ratio:.2f})")
+    publish([table], markdown)
+
+
+if __name__ == "__main__":
+    main()
