@@ -65,10 +65,11 @@ def publish(tables: Sequence[Table], markdown: Path | None) -> None:
 
 def machine() -> str:
     """Return what a reader has to know about the machine, in one line."""
+    kernel = ".".join(platform.release().split(".")[:2])
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
         f"{os.cpu_count()} cores, {memory_gib:.0f} GiB of memory, "
-        f"Linux {platform.release()}, Python {platform.python_version()}"
+        f"Linux {kernel}, Python {platform.python_version()}"
     )
 
 

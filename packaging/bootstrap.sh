@@ -92,7 +92,7 @@ venv() {
     fi
     echo "Installing Python packages into .venv ($1)"
     # Twice quiet leaves errors alone on the screen. Without build isolation the lane is rebuilt in a second.
-    .venv/bin/python -m pip -qq --disable-pip-version-check install --upgrade 'pip>=25' 'setuptools>=77'
+    .venv/bin/python -m pip -qq --disable-pip-version-check install 'setuptools>=77'
     .venv/bin/python -m pip -qq --disable-pip-version-check install --no-build-isolation --editable ".[$1]"
 }
 
