@@ -35,7 +35,7 @@ setup-demo: # fewer packages: what running needs
 # ------------------------------------------------------------------------------------------ try it
 .PHONY: demo
 demo: setup-demo ## import, mount and read real images in a temporary folder, and show what happened
-	@$(BIN)/python packaging/demo.py
+	@PYTHONPATH=. $(BIN)/python packaging/demo.py
 
 # ------------------------------------------------------------------------------------------ test it
 .PHONY: test guest check coverage
@@ -45,11 +45,15 @@ test: setup ## the whole test suite (PYTEST_ARGS="-k name" for a part)
 guest: setup-bench ## boot a full Debian guest from a mounted image in qemu (minutes)
 	$(BIN)/python -m pytest -m guest $(PYTEST_ARGS)
 
-check: setup ## format, lint, types, layers
+C_WARNINGS := -std=gnu11 -Wall -Wextra -Wshadow -Wstrict-prototypes -Wpointer-arith -Wvla -Wundef -Wformat=2 -Werror
+check: setup ## format, lint, types, layers, and more warnings for C
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(CC) -fsyntax-only $(C_WARNINGS) -isystem $$($(BIN)/python -c \
+	    'import sysconfig; print(sysconfig.get_path("include"))') mount_helper/lane.c
+	$(CC) -fsyntax-only $(C_WARNINGS) $$(pkg-config --cflags fuse3) bench/servers/*.c
 
 coverage: setup ## the test suite with line and branch coverage, subprocesses included (at least 90%)
 	$(BIN)/coverage erase
