@@ -1,0 +1,15 @@
+"""The one exception of the mount helper: a line for the user, and the exit code that goes with it."""
+
+
+class MountError(Exception):
+    """A mount that cannot be made, or undone.
+
+    Attributes:
+        message: One line: what happened, to what, what to do.
+        exit_code: What the launching process returns.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.message = message
+        self.exit_code = exit_code

@@ -1,0 +1,151 @@
+"""A small daemon for the tests: a few files of known bytes, and ways to misbehave.
+
+Run by the supervisor; `--mode` says how it misbehaves, `--notes` names a file for what it sees.
+"""
+
+import argparse
+import errno
+import json
+import os
+import random
+import signal
+import socket
+import stat
+import sys
+import time
+from collections.abc import Sequence
+
+import pyfuse3
+import trio
+
+FILES = {2: (b"data", 8 << 20), 3: (b"small", 100)}
+PATTERN_BYTES = 1 << 20
+PATTERN = random.Random(7).randbytes(PATTERN_BYTES + 251)
+
+
+def expected(inode: int, offset: int, size: int) -> bytes:
+    """The bytes of a file: a pattern that differs at every MiB."""
+    end = min(offset + size, FILES[inode][1])
+    pieces = []
+    while offset < end:
+        number, within = divmod(offset, PATTERN_BYTES)
+        length = min(end - offset, PATTERN_BYTES - within)
+        start = within + number % 251
+        pieces.append(PATTERN[start : start + length])
+        offset += length
+    return b"".join(pieces)
+
+
+class Tiny(pyfuse3.Operations):
+    def __init__(self, mode: str, value: float) -> None:
+        super().__init__()
+        self.mode = mode
+        self.value = value
+        self.lookups = 0
+
+    async def getattr(
+        self, inode: int, ctx: pyfuse3.RequestContext | None = None
+    ) -> pyfuse3.EntryAttributes:
+        if inode != pyfuse3.ROOT_INODE and inode not in FILES:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = pyfuse3.InodeT(inode)
+        is_root = inode == pyfuse3.ROOT_INODE
+        entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR | 0o755 if is_root else stat.S_IFREG | 0o444)
+        entry.st_size = 0 if is_root else FILES[inode][1]
+        entry.st_nlink = 1
+        entry.attr_timeout = 3600
+        entry.entry_timeout = 0 if self.mode == "notify" else 3600
+        return entry
+
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        self.lookups += 1
+        if self.mode == "notify":
+            # The kernel holds the folder's lock for this lookup, and wants it for the notification.
+            pyfuse3.invalidate_entry_async(pyfuse3.ROOT_INODE, pyfuse3.FileNameT(name))
+            pyfuse3.invalidate_entry(pyfuse3.ROOT_INODE, pyfuse3.FileNameT(name))
+            await trio.sleep(0.001)
+        for inode, (known, _) in FILES.items():
+            if name == known:
+                return await self.getattr(inode)
+        raise pyfuse3.FUSEError(errno.ENOENT)
+
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
+        return pyfuse3.FileHandleT(inode)
+
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        for inode, (name, _) in FILES.items():
+            entry = await self.getattr(inode)
+            if inode > start_id and not pyfuse3.readdir_reply(
+                token, pyfuse3.FileNameT(name), entry, inode
+            ):
+                break
+
+    async def open(
+        self, inode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.FileInfo:
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=True)
+
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        if self.mode == "slow":
+            await trio.sleep(self.value)
+        if self.mode == "hang":
+            await trio.sleep_forever()
+        if self.mode == "dies-after":
+            self.value -= 1
+            if self.value <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return expected(fh, off, size)
+
+
+async def serve(control: socket.socket) -> None:
+    """Serve until the supervisor says stop, or is gone."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pyfuse3.main, 4)
+        while True:
+            await trio.lowlevel.wait_readable(control)
+            data = control.recv(65536)
+            if not data or json.loads(data).get("command") == "stop":
+                break
+        pyfuse3.terminate()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--mode", default="serve")
+    parser.add_argument("--value", type=float, default=0)
+    parser.add_argument("--notes", default=os.devnull)
+    parser.add_argument("--fuse-fd", type=int, required=True)
+    parser.add_argument("--supervisor-fd", type=int, required=True)
+    parser.add_argument("--start", choices=["fresh", "restart"], required=True)
+    parser.add_argument("--run-dir", required=True)
+    options = parser.parse_args(arguments)
+    with open(options.notes, "a", encoding="utf-8") as notes:
+        notes.write(f"{os.getpid()} {options.start}\n")
+    control = socket.socket(fileno=options.supervisor_fd)
+    if options.mode == "refuses":
+        text = {"event": "failed", "message": "the store is not there; look", "exit_code": 42}
+        control.send(json.dumps(text).encode())
+        return 42
+    if options.mode == "exits":
+        return 7
+    if options.mode == "never-ready":
+        time.sleep(3600)
+    if options.mode == "dies-at-restart" and options.start == "restart":
+        return 9
+    pyfuse3.init(Tiny(options.mode, options.value), f"/dev/fd/{options.fuse_fd}", set())
+    if options.mode == "dies-before-init" and options.start == "fresh":
+        control.send(b'{"event": "ready"}')
+        os.kill(os.getpid(), signal.SIGKILL)
+    control.send(b'{"event": "ready"}')
+    try:
+        trio.run(serve, control)
+    finally:
+        pyfuse3.close(unmount=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
