@@ -47,8 +47,13 @@ def drop_from_page_cache(*places: Path) -> None:
     for place in places:
         for path in [place] if place.is_file() else place.rglob("*"):
             if path.is_file():
-                with path.open("rb") as file:
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                forget_pages(path)
+
+
+def forget_pages(path: Path) -> None:
+    """Make the kernel drop what its page cache has of one file."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def load_into_page_cache(*places: Path) -> None:

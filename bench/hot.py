@@ -6,14 +6,14 @@ shared machine hits all alike. Run it as `make bench-hot`.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 
 import click
 
-from bench import fio, mounts
-from bench.files import build_random_filled_image
+from bench import clock, files, fio, mounts
 from bench.fio import Workload
 from bench.mounts import Server
 from bench.table import Table, publish, rate
@@ -62,6 +62,22 @@ def tabulate(measured: Measured[Server], workload: Workload) -> Table:
     return table
 
 
+def measure_buffered(paths: Mapping[Server, Path], rounds: int) -> Table:
+    """Read the file in sequence as `cat` does, with nothing in the kernel's cache, and again."""
+    timed: dict[Server, list[tuple[float, float]]] = {server: [] for server in paths}
+    for _ in range(rounds):
+        for server, path in paths.items():
+            files.forget_pages(path)
+            timed[server].append((clock.time_read(path, MIB), clock.time_read(path, MIB)))
+            files.forget_pages(path)
+    heads = ["server", "first read", "again, from the kernel's page cache"]
+    table = Table("Buffered, sequential, 1 MiB", heads)
+    for server, path in paths.items():
+        columns = zip(*timed[server], strict=True)
+        table.add(server.name, *(rate(path.stat().st_size / median(column)) for column in columns))
+    return table
+
+
 @click.command()
 @click.option("--size-mib", default=1024, show_default=True, help="Size of the served file.")
 @click.option("--runtime", "runtime_s", default=3.0, show_default=True, help="Seconds per point.")
@@ -96,14 +112,15 @@ def main(
         work = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hot-")))
         image = work / f"hot-{size_mib}.img"
         if not image.exists():
-            build_random_filled_image(image, size_mib * MIB)
+            files.build_random_filled_image(image, size_mib * MIB)
         paths = {}
         for server in servers:
             own = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s-", dir=work)))
             paths[server] = stack.enter_context(server.serve(image, own))
             mounts.warm(paths[server])
         measured = measure_in_turns(paths, workloads, runtime_s, rounds)
-    publish([tabulate(measured, workload) for workload in workloads], markdown)
+        buffered = measure_buffered(paths, rounds)
+    publish([*(tabulate(measured, workload) for workload in workloads), buffered], markdown)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def import_row(name: str, told: Mapping[str, Any]) -> list[str]:
         in_mib(told["zero_bytes"]),
         in_mib(told["duplicate_bytes"]),
         in_mib(told["new_bytes"]),
-        in_mib(told["stored_bytes"]),
+        in_mib(told["new_stored_bytes"]),
     ]
 
 
