@@ -82,7 +82,12 @@ def runs_of(indexes: npt.NDArray[np.uint64]) -> Runs:
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """Return the manifest as an object of the store."""
-    table = b"".join((manifest.runs.tobytes(), *manifest.packs, manifest.records.tobytes()))
+    # Views: a large table is not copied.
+    runs, records = (table.view(np.uint8).data for table in (manifest.runs, manifest.records))
+    tables = (runs, memoryview(b"".join(manifest.packs)), records)
+    size_bytes = sum(len(table) for table in tables)
+    compressor = zstandard.ZstdCompressor(level=3).compressobj(size=size_bytes)
+    payload = [compressor.compress(table) for table in tables]
     header = json.dumps(
         {
             "size_bytes": manifest.size_bytes,
@@ -92,8 +97,8 @@ def encode_manifest(manifest: Manifest) -> bytes:
             "records": len(manifest.records),
         }
     ).encode()
-    payload = zstandard.ZstdCompressor(level=3).compress(table)
-    return _PREFIX.pack(_MAGIC, MANIFEST_FORMAT, len(header)) + header + payload
+    prefix = _PREFIX.pack(_MAGIC, MANIFEST_FORMAT, len(header))
+    return b"".join((prefix, header, *payload, compressor.flush()))
 
 
 def decode_manifest(data: bytes, manifest_id: str) -> Manifest:

@@ -34,6 +34,11 @@ def manifest_key(manifest_id: str) -> str:
     return f"{MANIFESTS_PREFIX}{manifest_id}"
 
 
+def is_manifest_id(name: str) -> bool:
+    """Return whether a manifest can have this name."""
+    return len(name) == 2 * ID_BYTES and all(digit in "0123456789abcdef" for digit in name)
+
+
 def image_key(name: str) -> str:
     """Return the key of an image's record."""
     return f"{IMAGES_PREFIX}{name}.json"

@@ -66,6 +66,17 @@ class PackWriter:
         return blake3(data).digest(), data
 
 
+def check_header(data: bytes, pack_id: bytes) -> None:
+    """Check the first bytes of a pack.
+
+    Raises:
+        FormatError: this is no pack, or one of a later format.
+    """
+    if len(data) < _HEADER.size or data[:8] != _MAGIC:
+        raise FormatError(f"pack {pack_id.hex()[:16]} is a foreign file: it does not start as one")
+    _check_format(_HEADER.unpack_from(data)[1], pack_id)
+
+
 def index_bytes(tail: bytes, pack_id: bytes) -> int:
     """Return how many bytes at a pack's end hold its index and footer, from its last bytes.
 
@@ -77,12 +88,16 @@ def index_bytes(tail: bytes, pack_id: bytes) -> int:
             f"pack {pack_id.hex()[:16]} is a foreign file or cut short: it has no footer"
         )
     _, _, rows, number, _ = _FOOTER.unpack_from(tail, len(tail) - _FOOTER.size)
+    _check_format(number, pack_id)
+    return int(rows) * INDEX_DTYPE.itemsize + _FOOTER.size
+
+
+def _check_format(number: int, pack_id: bytes) -> None:
     if number != PACK_FORMAT:
         raise FormatError(
             f"pack {pack_id.hex()[:16]} has format {number}, this cachefs knows {PACK_FORMAT}: "
             "use a newer cachefs"
         )
-    return int(rows) * INDEX_DTYPE.itemsize + _FOOTER.size
 
 
 def decode_index(tail: bytes, pack_id: bytes, pack_bytes: int) -> PackIndex:
@@ -99,6 +114,6 @@ def decode_index(tail: bytes, pack_id: bytes, pack_bytes: int) -> PackIndex:
         raise CorruptError(f"pack {pack_id.hex()[:16]} is corrupt: its index does not match")
     index = np.frombuffer(table, INDEX_DTYPE, rows)
     ends = index["offset"].astype(np.uint64) + index["frame_bytes"]
-    if rows and int(ends.max()) > offset:
+    if rows and (int(ends.max()) > offset or int(index["offset"].min()) < _HEADER.size):
         raise CorruptError(f"pack {pack_id.hex()[:16]} is corrupt: a frame leaves it")
     return index

@@ -48,11 +48,20 @@ class Store:
         """Where the store is, for messages and for a mount's source."""
         return self.objects.url
 
-    def images(self) -> Iterator[ImageEntry]:
-        """Yield the images that there are, in order of their keys."""
-        for info in self.objects.list(layout.IMAGES_PREFIX):
+    def images(self, folder: str = "") -> Iterator[ImageEntry]:
+        """Yield the images that there are, or those below a folder, in order of their keys."""
+        below = f"{folder}/" if folder else ""
+        for info in self.objects.list(f"{layout.IMAGES_PREFIX}{below}"):
             if info.key.endswith(".json"):
                 yield ImageEntry(layout.image_name(info.key), info.etag)
+
+    def has_image(self, name: str) -> bool:
+        """Return whether there is an image of that name, whatever its record says."""
+        try:
+            self.objects.get(layout.image_key(check_image_name(name)))
+        except ObjectMissingError:
+            return False
+        return True
 
     def image(self, name: str) -> tuple[Image, str]:
         """Return an image's record and its etag.
