@@ -5,11 +5,11 @@ Concurrency: the server's callbacks run in the supervisor's loop and never block
 
 import json
 import os
-import selectors
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from mount_helper.event_loop import EventLoop
 from mount_helper.rundir import SUPERVISOR_SOCKET
 
 Message = dict[str, object]
@@ -23,11 +23,11 @@ class ControlServer:
     def __init__(
         self,
         folder: Path,
-        selector: selectors.BaseSelector,
+        loop: EventLoop,
         answer: Callable[[Message], Message],
     ) -> None:
         self._path = folder / SUPERVISOR_SOCKET
-        self._selector = selector
+        self._loop = loop
         self._answer = answer
         self._clients: dict[socket.socket, bytes] = {}
         self._path.unlink(missing_ok=True)
@@ -36,13 +36,13 @@ class ControlServer:
         self._path.chmod(0o600)
         self._listener.listen(CLIENTS_LIMIT)
         self._listener.setblocking(False)
-        selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        loop.watch(self._listener.fileno(), self._accept)
 
     def close(self) -> None:
         """Stop to listen and drop all clients."""
         for client in list(self._clients):
             self._drop(client)
-        self._selector.unregister(self._listener)
+        self._loop.unwatch(self._listener.fileno())
         self._listener.close()
         self._path.unlink(missing_ok=True)
 
@@ -56,10 +56,10 @@ class ControlServer:
             return
         client.setblocking(False)
         self._clients[client] = b""
-        self._selector.register(client, selectors.EVENT_READ, lambda: self._receive(client))
+        self._loop.watch(client.fileno(), lambda: self._receive(client))
 
     def _drop(self, client: socket.socket) -> None:
-        self._selector.unregister(client)
+        self._loop.unwatch(client.fileno())
         del self._clients[client]
         client.close()
 

@@ -1,8 +1,8 @@
 """One daemon process: its start, its two sockets, its messages and its end.
 
-Messages (JSON, one a SOCK_SEQPACKET message): the daemon says {"event": "ready"} when its store is open
-and its cache is locked, or {"event": "failed", "message": ..., "exit_code": N}; the supervisor says
-{"command": "stop"}. The end of this socket tells the daemon that its supervisor is gone.
+Messages (JSON, one a SOCK_SEQPACKET message): the daemon says {"event": "ready"} when its store is
+open and its cache is locked, or {"event": "failed", "message": ..., "exit_code": N}; the supervisor
+says {"command": "stop"}. The end of this socket tells the daemon that its supervisor is gone.
 """
 
 import ctypes
@@ -130,8 +130,8 @@ def _become(arguments: list[str], ends: tuple[socket.socket, ...], supervisor_pi
         # A session of its own: Ctrl-C in a terminal is the supervisor's, which stops it in order.
         os.setsid()
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        # libfuse splices its requests through a pipe when it can make that larger than a request. From
-        # a socket, the kernel then allocates 257 pages for each. Without this capability it uses read.
+        # libfuse splices requests through a pipe if it can make that larger than a request. From a
+        # socket, the kernel allocates 257 pages for each. Without this capability libfuse reads.
         _libc.prctl(PR_CAPBSET_DROP, CAP_SYS_RESOURCE, 0, 0, 0)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)

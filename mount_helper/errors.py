@@ -1,4 +1,4 @@
-"""The one exception of the mount helper: a line for the user, and the exit code that goes with it."""
+"""The one exception of the mount helper: a line for the user, and an exit code."""
 
 
 class MountError(Exception):

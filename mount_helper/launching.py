@@ -1,4 +1,4 @@
-"""From a command to a process in the background: the launcher waits until the mount answers, or has failed."""
+"""Into the background: the launching process waits until the mount answers, or has failed."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def open_log(path: Path) -> int:
 
 
 class Launcher:
-    """Tells the process that the user started how the start went. In the foreground: nobody to tell."""
+    """Tells the process that the user started how the start went; nobody in the foreground."""
 
     def __init__(self, result_fd: int | None) -> None:
         self._result_fd = result_fd

@@ -40,7 +40,7 @@ def base_folder() -> Path:
     if os.geteuid() == 0:
         return Path("/run/cachefs")
     session = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(session) / "cachefs" if session else Path(f"/tmp/cachefs-{os.geteuid()}")  # noqa: S108
+    return Path(session) / "cachefs" if session else Path(f"/tmp/cachefs-{os.geteuid()}")
 
 
 def run_folder(mountpoint: str) -> Path:
@@ -55,7 +55,7 @@ def make_run_folder(mountpoint: str) -> Path:
     """Make the run folder of a mountpoint, for this user only, and return it.
 
     Raises:
-        MountError: It cannot be made, belongs to somebody else, or its path is too long for a socket.
+        MountError: It cannot be made, is somebody else's, or its path is too long for a socket.
     """
     folder = run_folder(mountpoint)
     longest = len(os.fsencode(folder / SUPERVISOR_SOCKET))

@@ -1,4 +1,4 @@
-"""The supervisor's command line. By hand: argparse costs a megabyte in a process that stays for years."""
+"""The supervisor's command line. By hand: argparse costs a megabyte in a process that stays."""
 
 from dataclasses import dataclass, field
 
@@ -25,8 +25,9 @@ class Settings:
         max_read: The largest read in bytes; 0: what the sockets can carry.
         read_ahead_kb: For buffered sequential reads; 0: leave the kernel's 128.
         start_timeout_s: How long a daemon may take to get ready.
-        request_deadline_s: How long a request waits while there is no daemon, before EIO; 0: for ever.
-        answer_deadline_s: After which a request is sent again, and after as long again gets EIO; 0: never.
+        request_deadline_s: How long a request waits for a daemon before EIO; 0: for ever.
+        answer_deadline_s: How long one waits for its answer before it is sent again, and once
+            more before EIO; 0: for ever.
         log_file: Of supervisor and daemon; empty: `log` in the run folder.
         daemon_argv: The command that starts the daemon.
     """
