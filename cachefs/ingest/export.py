@@ -39,14 +39,14 @@ def export_to_file(
         UsageError: there is a file already, or the path is no place for one.
     """
     target = Path(os.path.realpath(path))
-    check_target(target, force)
+    check_target(path, force)
     try:
         fd, temporary = tempfile.mkstemp(prefix=f".{target.name[:100]}.", dir=target.parent)
         try:
             _write_sparse(fd, store, name, manifest, on_bytes)
             os.fchmod(fd, 0o666 & ~_umask())
             os.fsync(fd)
-            check_target(target, force)
+            check_target(path, force)
             os.rename(temporary, target)
         except BaseException:
             os.unlink(temporary)
@@ -78,12 +78,13 @@ def export_to_stream(
     on_bytes(manifest.size_bytes)
 
 
-def check_target(target: Path, force: bool) -> None:
-    """Check that a file may be written at `target`.
+def check_target(path: str, force: bool) -> None:
+    """Check that a file may be written at `path`.
 
     Raises:
         UsageError: it may not; the message says why.
     """
+    target = Path(os.path.realpath(path))
     try:
         mode = target.stat().st_mode
     except FileNotFoundError:

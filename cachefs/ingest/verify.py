@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from cachefs.errors import CorruptError, FormatError, ObjectMissingError, UsageError
 from cachefs.ingest.verify_pack import PackCheck, Problem, Use, check_pack
@@ -126,10 +127,12 @@ def _check_version(
         uses[manifest.packs[number]].append(use)
 
 
-def _plain_bytes(manifest: Manifest) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+def _plain_bytes(manifest: Manifest) -> npt.NDArray[np.uint64]:
     """Return the length of each record's chunk: (n,) uint64."""
     begins = manifest.indexes() * np.uint64(manifest.chunk_bytes)
-    return np.minimum(np.uint64(manifest.size_bytes) - begins, np.uint64(manifest.chunk_bytes))
+    lengths: npt.NDArray[np.uint64]
+    lengths = np.minimum(np.uint64(manifest.size_bytes) - begins, np.uint64(manifest.chunk_bytes))
+    return lengths
 
 
 def _pack_sizes(store: Store, report: VerifyReport) -> dict[bytes, int]:
