@@ -28,11 +28,11 @@ COMMANDS = {
     "export": ("cachefs.cli.export:export", "Write an image to a file or standard output."),
     "rename": ("cachefs.cli.names:rename", "Give an image another name."),
     "rm": ("cachefs.cli.names:remove", "Remove an image's name from the store."),
+    "verify": ("cachefs.cli.verify:verify", "Read back and check every chunk of a store."),
     "mount": ("cachefs.cli.mount:mount_command", "Show a store's images as files on this host."),
     "umount": ("cachefs.cli.mount:umount_command", "End a mount."),
     "status": ("cachefs.cli.mount:status_command", "Tell how a mount is doing."),
     "scrub": ("cachefs.cli.mount:scrub_command", "Verify all that a mount's local cache holds."),
-    "verify": ("cachefs.cli.verify:verify", "Read back and check every chunk of a store."),
 }
 """Name of each command: where it is, and its line in the list of commands."""
 

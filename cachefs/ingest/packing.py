@@ -7,12 +7,15 @@ that this takes does not grow with the image. All methods are for the thread tha
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from cachefs.ingest.catalog import Catalog, PackContent
 from cachefs.store.pack import TARGET_PACK_BYTES, PackWriter
 from cachefs.store.store import Store
+
+_log = logging.getLogger(__name__)
 
 PACKS_IN_FLIGHT = 4
 """Full packs in memory at once: enough to hide the time to store one, 128 MiB with their copies."""
@@ -96,6 +99,7 @@ class Packing:
         self.packs[number] = content.pack
         self._numbers[content.pack] = number
         self.packs_written += 1
+        _log.debug("stored pack %s with %d frames", content.pack.hex(), len(content.frames))
         if is_found:
             for chunk_id, _, _ in content.frames:
                 del self.in_hand[chunk_id]

@@ -30,6 +30,7 @@ def refresh_catalog(catalog: Catalog, store: Store) -> int:
     if known - listed:
         catalog.forget(known - listed)
         known = catalog.packs()
+    _log.debug("%d packs in %s, %d of them new", len(listed), store.url, len(listed - known))
     with ThreadPoolExecutor(_INDEX_READERS, "index") as readers:
         contents = _contents(store, readers, sorted(listed - known))
         while some := list(islice(contents, _PACKS_PER_COMMIT)):

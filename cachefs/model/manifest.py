@@ -61,7 +61,8 @@ class Manifest:
         """Return the chunk index of each record: (n,) uint64, ascending."""
         firsts, counts = self.runs["first"], self.runs["count"]
         starts = np.cumsum(counts) - counts
-        return np.repeat(firsts - starts, counts) + np.arange(len(self.records), dtype=np.uint64)
+        steps = np.repeat(firsts - starts, counts.astype(np.int64))
+        return steps + np.arange(len(self.records), dtype=np.uint64)
 
     def plain_bytes(self, index: int) -> int:
         """Return the length of the chunk at `index`: the last one may be shorter."""
