@@ -48,7 +48,7 @@ EXIT_CODES = {
     8: "the mount could not be made, found or ended",
     130: "interrupted with Ctrl-C",
 }
-_OTHER_ERROR, _INTERRUPTED, _BROKEN_PIPE = 1, 130, 141
+_OTHER_ERROR, _INTERRUPTED = 1, 130
 
 _EPILOG = "\b\nExit codes:\n" + "\n".join(
     f"  {code:<3}  {text}" for code, text in EXIT_CODES.items()
@@ -98,7 +98,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read the output has seen enough. Nothing is left to flush at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
+        return _OTHER_ERROR
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", _INTERRUPTED)
     except click.UsageError as error:
