@@ -10,8 +10,8 @@
  *      kernel <--write--  carrier thread   <--recv-- daemon
  *      kernel <--write--  notifier thread  <-- queue             (the daemon's invalidations)
  *
- * One thread carries both ways: a second one for the replies is one more wake-up for each, and measured slower. Once a
- * second it looks at deadlines and killed readers.
+ * One thread carries both ways: a second one for the replies is one more wake-up for each, and measured slower. Four
+ * times a second, if anything is kept, it looks at deadlines and killed readers.
  *
  * Why the notifier is a thread of its own: the kernel takes inode locks while it is told to invalidate, and a lookup
  * holds that lock until its reply is written. The thread that writes replies must never wait for it.
@@ -62,8 +62,9 @@
 #define REQUEST_SIZE (MAX_WRITE + 64 * 1024) /* the kernel refuses less than max_write + 4096; xattrs have 64 KiB */
 #define REPLY_OVERHEAD 4096
 #define NOTIFICATION_LIMIT_BYTES (16 * 1024 * 1024)
-#define CHECKS_PER_TICK 64 /* readers looked up in /proc a second; 20 us each */
-#define MAX_DAEMONS 4      /* attached at once: one, and for a moment its successor */
+#define TICK_NS 250000000ULL /* between looks at deadlines and killed readers */
+#define CHECKS_PER_TICK 64   /* readers looked up in /proc; 20 us each */
+#define MAX_DAEMONS 4        /* attached at once: one, and for a moment its successor */
 #define OPCODES 64
 #define SECOND_NS 1000000000ULL
 #define INTERRUPT_BIT 1ULL /* set in the unique of an INTERRUPT; all other uniques are even */
@@ -92,7 +93,7 @@ enum event { EVENT_INIT_ANSWERED = 1, EVENT_DAEMON_LOST = 2, EVENT_UNMOUNTED = 4
     X(answered_killed)         /* answered here with EINTR: the reader was killed */                                  \
     X(answered_outage)         /* answered here with EIO: no daemon for request_deadline_s */                         \
     X(answered_late)           /* answered here with EIO: the daemon did not answer, twice */                         \
-    X(throttled)               /* seconds for which requests were left in the kernel: too many are kept */
+    X(throttled)               /* ticks at which requests were left in the kernel: too many are kept */
 
 struct counters {
 #define X(name) atomic_ullong name;
@@ -107,6 +108,7 @@ struct kept {
     unsigned char *body;          /* the request: inline_body, or allocated when it is larger */
     uint64_t unique;
     uint64_t since_ns;      /* when it came, or was last sent */
+    uint64_t checked_ns;    /* when it came, or its reader was last looked up */
     uint64_t daemon_serial; /* 0: waiting */
     uint32_t length, opcode, pid;
     bool interrupted;
@@ -256,7 +258,7 @@ static struct kept *kept_add(struct lane *lane, const struct fuse_in_header *req
     kept->length = request->len;
     kept->opcode = request->opcode;
     kept->pid = request->pid;
-    kept->since_ns = now_ns();
+    kept->since_ns = kept->checked_ns = now_ns();
     kept->daemon_serial = 0;
     kept->interrupted = kept->sent_before = kept->sent_again = false;
     struct kept **bucket = bucket_of(lane, request->unique);
@@ -633,7 +635,13 @@ static void *notifier_loop(void *argument) {
     return NULL;
 }
 
-/* ---- Deadlines and killed readers, once a second ---- */
+/* ---- Deadlines and killed readers, at each tick ---- */
+
+/* What a request gets without a daemon. A close must not fail: there is nothing that it could lose. */
+static int failure_of(const struct kept *kept) {
+    bool is_close = kept->opcode == FUSE_FLUSH || kept->opcode == FUSE_RELEASE || kept->opcode == FUSE_RELEASEDIR;
+    return is_close ? 0 : EIO;
+}
 
 /* Requests whose deadline has passed. */
 static void check_deadlines(struct lane *lane, uint64_t now) {
@@ -643,7 +651,7 @@ static void check_deadlines(struct lane *lane, uint64_t now) {
         uint64_t since = kept->since_ns > lane->detached_at_ns ? kept->since_ns : lane->detached_at_ns;
         if (now > since + limit) {
             COUNT(lane, answered_outage);
-            answer_kept(lane, kept->unique, EIO);
+            answer_kept(lane, kept->unique, failure_of(kept));
         }
     }
     limit = lane->answer_deadline_ns;
@@ -654,7 +662,7 @@ static void check_deadlines(struct lane *lane, uint64_t now) {
             continue;
         if (kept->sent_again) {
             COUNT(lane, answered_late);
-            answer_kept(lane, kept->unique, EIO);
+            answer_kept(lane, kept->unique, failure_of(kept));
         } else { /* the reply may be lost: the daemon got no memory for its message */
             COUNT(lane, resent);
             kept->sent_again = true;
@@ -664,17 +672,20 @@ static void check_deadlines(struct lane *lane, uint64_t now) {
 }
 
 /*
- * Readers that were killed without an INTERRUPT: after another signal (the kernel tells only the first), or with
- * asynchronous reads. A look into /proc costs 20 us: a few a second, beginning with those that wait longest.
+ * Readers that were killed without an INTERRUPT: after another signal (the kernel tells only the first), or in a read
+ * with O_DIRECT (the kernel makes asynchronous requests of it, and waits for those uninterruptibly). A look into /proc
+ * costs 20 us: few a tick, and each request the more seldom the more there are.
  */
 static void answer_killed(struct lane *lane, const struct list *list, uint64_t now, int *checks) {
+    uint64_t period_ns = TICK_NS * (1 + lane->kept_count / CHECKS_PER_TICK);
     for (struct kept *kept = list->first, *next; kept && *checks > 0; kept = next) {
         next = kept->next;
-        bool is_old_read = kept->opcode == FUSE_READ && now > kept->since_ns + SECOND_NS;
-        if (!kept->interrupted && !is_old_read)
+        bool is_suspect = kept->interrupted || kept->opcode == FUSE_READ;
+        if (!is_suspect || now < kept->checked_ns + period_ns)
             continue;
         --*checks;
-        if ((kept->interrupted && is_killed(kept->pid)) || is_exiting(kept->pid)) {
+        kept->checked_ns = now;
+        if (is_killed(kept->pid) || is_exiting(kept->pid)) {
             COUNT(lane, answered_killed);
             answer_kept(lane, kept->unique, EINTR);
         }
@@ -696,15 +707,20 @@ static void tick(struct lane *lane, uint64_t now) {
 
 /* ---- The carrier ---- */
 
-/* Fill in what to wait for: /dev/fuse, the wake-up, the daemons. A full table leaves requests in the kernel. */
-static void fill_polls(struct lane *lane, struct pollfd polls[2 + MAX_DAEMONS]) {
+/*
+ * Fill in what to wait for: /dev/fuse, the wake-up, the daemons; return for how long. A full table leaves requests in
+ * the kernel.
+ */
+static int fill_polls(struct lane *lane, struct pollfd polls[2 + MAX_DAEMONS]) {
     pthread_mutex_lock(&lane->mutex);
     bool has_room = lane->kept_bytes < lane->kept_limit_bytes;
     polls[0] = (struct pollfd){.fd = has_room ? lane->fuse_fd : -1, .events = POLLIN};
     polls[1] = (struct pollfd){.fd = lane->wake_fd, .events = POLLIN};
     for (int i = 0; i < MAX_DAEMONS; i++)
         polls[2 + i] = (struct pollfd){.fd = lane->daemons[i] ? lane->daemons[i]->fd : -1, .events = POLLIN};
+    int wait_ms = lane->kept_count ? (int)(TICK_NS / 1000000) : -1;
     pthread_mutex_unlock(&lane->mutex);
+    return wait_ms;
 }
 
 static void *carrier_loop(void *argument) {
@@ -713,10 +729,10 @@ static void *carrier_loop(void *argument) {
     uint64_t next_tick_ns = 0, woken;
     bool mounted = true;
     while (!atomic_load(&lane->stop)) {
-        fill_polls(lane, polls);
+        int wait_ms = fill_polls(lane, polls);
         if (!mounted)
             polls[0].fd = -1;
-        if (poll(polls, 2 + MAX_DAEMONS, 1000) < 0)
+        if (poll(polls, 2 + MAX_DAEMONS, wait_ms) < 0)
             continue;
         for (int i = 0; i < MAX_DAEMONS; i++)
             if (polls[2 + i].fd >= 0 && polls[2 + i].revents)
@@ -727,7 +743,7 @@ static void *carrier_loop(void *argument) {
             continue;
         uint64_t now = now_ns();
         if (now >= next_tick_ns) {
-            next_tick_ns = now + SECOND_NS;
+            next_tick_ns = now + TICK_NS;
             tick(lane, now);
         }
     }

@@ -38,6 +38,7 @@ from mount_helper.settings import LARGEST_READ_BYTES, Settings, parse
 UNMOUNT_RETRY_S = 1.0
 SMALL_READ_BYTES = 131072  # what a socket of the default size can carry with its header
 START_FAILED_EXIT_CODE = 1
+MAX_BACKGROUND = 128  # asynchronous reads in flight; the kernel's 12 would starve a deep queue
 MOUNT_DEADLINE, UNMOUNT_RETRY = "mount deadline", "unmount retry"
 
 
@@ -131,6 +132,7 @@ class Supervisor:
         lane = _lane.Lane(
             fuse_fd,
             max_read_bytes=self._max_read,
+            max_background=MAX_BACKGROUND,
             request_deadline_s=settings.request_deadline_s,
             answer_deadline_s=settings.answer_deadline_s,
         )

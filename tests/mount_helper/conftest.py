@@ -28,7 +28,7 @@ def wait_for(condition: Callable[[], object], what: str, deadline_s: float = DEA
 def exists(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
     return state not in "ZX"
 

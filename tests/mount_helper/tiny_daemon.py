@@ -41,7 +41,6 @@ class Tiny(pyfuse3.Operations):
         super().__init__()
         self.mode = mode
         self.value = value
-        self.lookups = 0
 
     async def getattr(
         self, inode: int, ctx: pyfuse3.RequestContext | None = None
@@ -61,7 +60,8 @@ class Tiny(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        self.lookups += 1
+        if self.mode == "slow-lookup":
+            await trio.sleep(self.value)
         if self.mode == "notify":
             # The kernel holds the folder's lock for this lookup, and wants it for the notification.
             pyfuse3.invalidate_entry_async(pyfuse3.ROOT_INODE, pyfuse3.FileNameT(name))
@@ -108,6 +108,7 @@ async def serve(control: socket.socket) -> None:
             if not data or json.loads(data).get("command") == "stop":
                 break
         pyfuse3.terminate()
+        nursery.cancel_scope.cancel()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
