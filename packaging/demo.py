@@ -183,7 +183,7 @@ def compare_whole(image: Path, mounted_image: Path) -> None:
 def read_figures(mountpoint: Path) -> dict[str, int]:
     """Return the mount's counters."""
     told = json.loads(run_quietly("status", "--json", mountpoint))
-    metrics: dict[str, int] = told["metrics"]
+    metrics: dict[str, int] = told["daemon"]["metrics"]
     return metrics
 
 
