@@ -37,6 +37,16 @@ _VOID_FACTOR = 2
 _ROW = struct.Struct(f"<{ID_BYTES}sIII")
 _UNCHECKED_BYTES = ID_BYTES + 8
 _COUNT = struct.Struct("<I")
+_DAMAGE = (
+    lmdb.BadValsizeError,
+    lmdb.CorruptedError,
+    lmdb.IncompatibleError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.PanicError,
+    lmdb.VersionMismatchError,
+)
+"""What opening a damaged file leads to; a full disk or an open twice is no damage."""
 _log = logging.getLogger(__name__)
 
 
@@ -183,9 +193,7 @@ def open_catalog(folder: Path, identity: str) -> Iterator[Catalog]:
 def _open_or_replace(path: Path, identity: str) -> Catalog:
     try:
         return Catalog(path, identity)
-    except lmdb.Error as error:
-        if not path.is_file():
-            raise
+    except _DAMAGE as error:
         _log.warning("the catalog %s is damaged and is built again: %s", path, error)
     # An import that has it open goes on with the removed files.
     path.unlink()

@@ -6,7 +6,9 @@ import pytest
 from cachefs.errors import FormatError, UsageError
 from cachefs.model.image import Image, ImageVersion, check_image_name
 
-VERSION = ImageVersion(1, "ab" * 32, 10_000, 4096, 8192, 5000, "2026-01-02T03:04:05+00:00", {"a": "b"})
+VERSION = ImageVersion(
+    1, "ab" * 32, 10_000, 4096, 8192, 5000, "2026-01-02T03:04:05+00:00", {"a": "b"}
+)
 IMAGE = Image("debian/12", (VERSION,))
 
 
@@ -39,7 +41,7 @@ def test_other_names_are_refused(name: str) -> None:
 
 def test_a_later_format_asks_for_a_newer_cachefs() -> None:
     record = json.loads(IMAGE.to_json()) | {"format": 2}
-    with pytest.raises(FormatError, match="format 2.*newer cachefs"):
+    with pytest.raises(FormatError, match=r"format 2.*newer cachefs"):
         Image.from_json(json.dumps(record).encode(), "here")
 
 

@@ -77,7 +77,7 @@ def test_every_cut_is_found() -> None:
 
 def test_a_later_format_asks_for_a_newer_cachefs() -> None:
     data = ENCODED[:8] + (2).to_bytes(4, "little") + ENCODED[12:]
-    with pytest.raises(FormatError, match="format 2.*newer cachefs"):
+    with pytest.raises(FormatError, match=r"format 2.*newer cachefs"):
         decode_manifest(data, id_of(data))
 
 
