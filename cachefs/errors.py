@@ -48,6 +48,10 @@ class CorruptError(CachefsError):
     exit_code = 5
 
 
+class TableDamagedError(CorruptError):
+    """A local manifest table is damaged: it is fetched again."""
+
+
 class FormatError(CachefsError):
     """Something is not ours, or of a format that this version does not know."""
 

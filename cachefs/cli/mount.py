@@ -1,0 +1,226 @@
+"""Commands for a mount on this host: mount, umount, status, scrub."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cachefs.cli.options import json_option, store_option
+from cachefs.config import Config, load_config, parse_mount_options
+from cachefs.errors import CachefsError, MountError, UsageError
+from cachefs.units import format_size
+from mount_helper import control, rundir
+from mount_helper.errors import MountError as HelperError
+
+_ANSWER_WAIT_S = 10.0
+_SCRUB_WAIT_S = 24 * 3600.0
+_ANSWER_DEADLINES = 2
+"""The lane sends a request again when the daemon had twice a read's deadline for it."""
+
+
+@click.command("mount")
+@store_option
+@click.option("--cache-dir", type=click.Path(path_type=Path), help="Folder of the local cache.")
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Configuration, TOML. Default: /etc/cachefs/cachefs.toml, if there is one.",
+)
+@click.option("-o", "options", multiple=True, help="Options, as in -o quota=20GiB,verify=read.")
+@click.option("--foreground", is_flag=True, help="Stay in the foreground and log to the terminal.")
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+def mount_command(
+    store: str | None,
+    cache_dir: Path | None,
+    config_path: Path | None,
+    options: tuple[str, ...],
+    foreground: bool,  # noqa: FBT001 - click's
+    mountpoint: Path,
+) -> None:
+    """Show the images of a store as files below MOUNTPOINT. Returns when the mount answers."""
+    config = _configuration(store, cache_dir, config_path, ",".join(options))
+    arguments = _supervisor_arguments(config, mountpoint, foreground=foreground)
+    sys.stdout.flush()
+    os.execv(sys.executable, arguments)  # the supervisor says how it went
+
+
+@click.command("umount")
+@click.option("--lazy", is_flag=True, help="Take it out of the tree now; open files live on.")
+@click.option("--wait", "wait_s", default=30.0, show_default=True, help="Seconds for a clean end.")
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+def umount_command(mountpoint: Path, lazy: bool, wait_s: float) -> None:  # noqa: FBT001 - click's
+    """End a mount, and wait until its cache is written."""
+    folder = _run_folder(mountpoint)
+    answer = _ask_supervisor(folder, mountpoint, {"command": "unmount", "lazy": lazy})
+    if not answer.get("ok"):
+        raise MountError(str(answer.get("error")))
+    if not lazy:
+        _wait_for_end(folder, mountpoint, wait_s)
+
+
+@click.command("status")
+@json_option
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+def status_command(mountpoint: Path, as_json: bool) -> None:  # noqa: FBT001 - click's
+    """Tell how a mount is doing: its daemon, its cache, its store, what it served from where."""
+    folder = _run_folder(mountpoint)
+    status = _ask_supervisor(folder, mountpoint, {"command": "status"})
+    status.pop("ok", None)
+    try:
+        status["daemon"] = {
+            **dict(status.get("daemon") or {}),
+            **_ask_daemon(folder, {"command": "status"}, _ANSWER_WAIT_S),
+        }
+    except MountError as error:
+        status["daemon"] = {**dict(status.get("daemon") or {}), "error": str(error)}
+    click.echo(json.dumps(status, indent=1) if as_json else _for_people(status))
+
+
+@click.command("scrub")
+@json_option
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+def scrub_command(mountpoint: Path, as_json: bool) -> None:  # noqa: FBT001 - click's
+    """Verify all that a mount's L1 holds, now and at full speed."""
+    answer = _ask_daemon(_run_folder(mountpoint), {"command": "scrub"}, _SCRUB_WAIT_S)
+    if as_json:
+        click.echo(json.dumps(answer))
+    else:
+        click.echo(
+            f"verified {answer['verified_chunks']} chunks, dropped {answer['dropped_chunks']}"
+        )
+
+
+def _configuration(
+    store: str | None, cache_dir: Path | None, config_path: Path | None, options: str
+) -> Config:
+    overrides = parse_mount_options(options)
+    if store:
+        overrides.setdefault("store", {})["url"] = store
+    if cache_dir:
+        overrides.setdefault("l1", {})["dir"] = str(cache_dir)
+    config = load_config(config_path, overrides)
+    if not config.store.url:
+        raise UsageError(
+            "which store? Give --store URL, set CACHEFS_STORE, or write it into the configuration"
+        )
+    from cachefs.store.store import open_store  # noqa: PLC0415 - numpy and zstd only when needed
+
+    opened = open_store(config.store.url)
+    folder = Path(config.l1.dir or _default_cache_dir() / opened.identity).absolute()
+    return config.model_copy(
+        update={
+            "store": config.store.model_copy(update={"url": opened.url}),
+            "l1": config.l1.model_copy(update={"dir": str(folder)}),
+        }
+    )
+
+
+def _default_cache_dir() -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/cache/cachefs")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cachefs" / "mounts"
+
+
+def _supervisor_arguments(config: Config, mountpoint: Path, *, foreground: bool) -> list[str]:
+    answer_deadline_s = _ANSWER_DEADLINES * config.fetch.read_deadline_s + 10
+    arguments = [sys.executable, "-m", "mount_helper.supervisor"]
+    arguments += ["--mountpoint", str(mountpoint), "--source", config.store.url]
+    arguments += ["--read-ahead-kb", str(config.mount.read_ahead_bytes // 1024)]
+    arguments += ["--max-read", str(config.mount.max_read_bytes)]
+    arguments += ["--answer-deadline-s", str(answer_deadline_s)]
+    if config.mount.allow_other and os.geteuid() == 0:
+        arguments += ["--option", "allow_other"]
+    if foreground:
+        arguments += ["--foreground"]
+    return [
+        *arguments,
+        "--",
+        sys.executable,
+        "-m",
+        "cachefs.daemon",
+        "--config",
+        config.model_dump_json(),
+    ]
+
+
+def _run_folder(mountpoint: Path) -> Path:
+    try:
+        return rundir.run_folder(str(mountpoint))
+    except HelperError as error:
+        raise MountError(str(error)) from error
+
+
+def _ask_supervisor(folder: Path, mountpoint: Path, request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return control.ask(folder, request, _ANSWER_WAIT_S)
+    except OSError as error:
+        raise MountError(
+            f"{mountpoint} is not a cachefs mount of this user: see 'mount -t fuse.cachefs'"
+        ) from error
+
+
+def _ask_daemon(folder: Path, request: dict[str, Any], wait_s: float) -> dict[str, Any]:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(wait_s)
+        try:
+            connection.connect(str(folder / rundir.DAEMON_SOCKET))
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            with connection.makefile("rb") as stream:
+                answer: dict[str, Any] = json.loads(stream.readline())
+        except (OSError, ValueError) as error:
+            raise MountError("the daemon does not answer: see the log of the mount") from error
+    if "error" in answer and len(answer) == 1:
+        raise CachefsError(str(answer["error"]))
+    return answer
+
+
+def _wait_for_end(folder: Path, mountpoint: Path, wait_s: float) -> None:
+    give_up_s = time.monotonic() + wait_s
+    while (folder / rundir.SUPERVISOR_SOCKET).exists():
+        if time.monotonic() > give_up_s:
+            raise MountError(
+                f"{mountpoint} is unmounted, but its daemon has not ended within {wait_s:.0f} s"
+            )
+        time.sleep(0.02)
+
+
+def _for_people(status: dict[str, Any]) -> str:
+    daemon = status["daemon"]
+    lines = [
+        f"{status['mountpoint']}  {status['state']} for {status['uptime_s']:.0f} s",
+        f"  store     {status['source']}",
+        f"  daemon    {daemon['state']}, pid {daemon['pid']}, {daemon['restarts']} restarts",
+    ]
+    if "metrics" not in daemon:
+        return "\n".join(
+            [*lines, f"  {daemon.get('error', 'no daemon now; what is asked for waits')}"]
+        )
+    metrics, l1 = daemon["metrics"], daemon["l1"]
+    asked = metrics["l1_hit_chunks"] + metrics["miss_chunks"]
+    share = 100 * metrics["l1_hit_chunks"] / asked if asked else 0.0
+    if daemon["store"]["error"]:
+        lines.append(f"  store     does not answer: {daemon['store']['error']}")
+    lines += [
+        f"  images    {daemon['store']['images']}",
+        f"  L1        {format_size(l1['resident_bytes'])} in {l1['resident_chunks']} chunks, "
+        f"of {format_size(l1['quota_bytes'])} in {l1['dir']}",
+        f"  reads     {metrics['reads']}, {format_size(metrics['read_bytes'])}, "
+        f"{metrics['read_errors']} failed, {metrics['waiting_reads']} waiting",
+        f"  chunks    {metrics['l1_hit_chunks']} from L1 ({share:.1f}%), {metrics['miss_chunks']} missed, "
+        f"{metrics['zero_chunks']} zero",
+        f"  fetched   {format_size(metrics['l3_plain_bytes'])} in {metrics['l3_requests']} requests, "
+        f"{format_size(metrics['l3_frame_bytes'])} compressed",
+        f"  corrupt   {metrics['l1_corrupt']} in L1, {metrics['l3_corrupt']} in the store",
+    ]
+    return "\n".join(lines)
+
+
+COMMANDS = (mount_command, umount_command, status_command, scrub_command)

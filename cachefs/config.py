@@ -1,0 +1,170 @@
+"""The configuration: one TOML file, every limit checked, every default stated once.
+
+Precedence: defaults, then the file, then what the command line says.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from cachefs.errors import ConfigError, UsageError
+from cachefs.units import GIB, KIB, MIB, TIB, parse_size
+
+DEFAULT_CONFIG_PATH = Path("/etc/cachefs/cachefs.toml")
+
+
+def _size(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_size(value)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+
+
+Size = Annotated[int, BeforeValidator(_size)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StoreSection(_Section):
+    """Where the images are."""
+
+    url: str = ""
+    refresh_s: float = Field(default=2.0, ge=0.1, le=3600)
+    """How often the list of images is read again; a new version appears within about this time."""
+
+
+class L1Section(_Section):
+    """The cache on the local disk."""
+
+    dir: str = ""
+    """The cache folder; empty: a folder of its own for each store below /var/cache/cachefs."""
+    quota_bytes: Size = Field(default=10 * GIB, ge=MIB, le=64 * TIB)
+    free_floor_bytes: Size = Field(default=GIB, ge=0, le=64 * TIB)
+    """What has to stay free on the cache's file system: L1 shrinks before it takes that."""
+    verify: Literal["landing", "read"] = "landing"
+    """`landing`: when a chunk comes in, at first use after an unclean stop, and by the scrub;
+    `read`: also at every read (the lane then serves no hits)."""
+    scrub_bytes_per_s: Size = Field(default=8 * MIB, ge=0, le=16 * GIB)
+    """How fast the background scrub reads L1 again; 0 turns it off."""
+
+
+class FetchSection(_Section):
+    """How misses are fetched."""
+
+    fetchers: int = Field(default=0, ge=0, le=64)
+    """Fetcher processes; 0: half of the machine's cores, at least one."""
+    read_deadline_s: float = Field(default=30.0, ge=0.1, le=3600)
+    """How long a read waits for its chunks before it fails with EIO."""
+    job_timeout_s: float = Field(default=60.0, ge=0.5, le=7200)
+    """A fetcher that is silent for so long is ended and its work given to another."""
+
+    def fetcher_count(self) -> int:
+        """Return how many fetchers to run."""
+        return self.fetchers or max(1, (os.cpu_count() or 1) // 2)
+
+
+class MountSection(_Section):
+    """How the kernel sees the mount."""
+
+    allow_other: bool = True
+    """Whether other users than the one who mounts may read (root mounts only, or user_allow_other)."""
+    read_ahead_bytes: Size = Field(default=MIB, ge=0, le=64 * MIB)
+    """The kernel's readahead for buffered reads of the mount (set by root only)."""
+    max_read_bytes: Size = Field(default=MIB, ge=4 * KIB, le=MIB)
+
+
+class MetricsSection(_Section):
+    """Prometheus metrics over HTTP."""
+
+    listen: str = ""
+    """`127.0.0.1:9465`, for example; empty: no HTTP. The same figures are in `cachefs status`."""
+
+
+class Config(_Section):
+    """The whole configuration."""
+
+    store: StoreSection = StoreSection()
+    l1: L1Section = L1Section()
+    fetch: FetchSection = FetchSection()
+    mount: MountSection = MountSection()
+    metrics: MetricsSection = MetricsSection()
+
+
+MOUNT_OPTIONS: dict[str, tuple[str, str]] = {
+    "quota": ("l1", "quota_bytes"),
+    "free_floor": ("l1", "free_floor_bytes"),
+    "verify": ("l1", "verify"),
+    "scrub": ("l1", "scrub_bytes_per_s"),
+    "fetchers": ("fetch", "fetchers"),
+    "read_deadline": ("fetch", "read_deadline_s"),
+    "job_timeout": ("fetch", "job_timeout_s"),
+    "refresh": ("store", "refresh_s"),
+    "allow_other": ("mount", "allow_other"),
+    "read_ahead": ("mount", "read_ahead_bytes"),
+    "max_read": ("mount", "max_read_bytes"),
+    "metrics": ("metrics", "listen"),
+}
+"""What `-o name=value` sets; `-o name` and `-o noname` set a switch."""
+
+_KERNEL_OPTIONS = {"ro", "rw", "nosuid", "suid", "nodev", "dev", "exec", "noexec", "noatime", "relatime"}
+"""Accepted, and without effect: an image is read-only and never a device, whatever is asked for."""
+
+
+def load_config(path: Path | None, overrides: dict[str, dict[str, object]]) -> Config:
+    """Return the configuration of a file (none: the default path, if it exists) and overrides.
+
+    Raises:
+        ConfigError: it cannot be read, or a key or value is wrong; the message names all of them.
+    """
+    chosen = path or (DEFAULT_CONFIG_PATH if DEFAULT_CONFIG_PATH.exists() else None)
+    values: dict[str, Any] = {}
+    if chosen is not None:
+        try:
+            values = tomllib.loads(chosen.read_text())
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read the configuration {chosen}: {error}") from error
+    for section, settings in overrides.items():
+        if settings and isinstance(values.setdefault(section, {}), dict):
+            values[section].update(settings)
+    return _validated(values, str(chosen or "command line"))
+
+
+def parse_mount_options(text: str) -> dict[str, dict[str, object]]:
+    """Return the overrides that `-o text` means.
+
+    Raises:
+        ConfigError: an option that does not exist.
+    """
+    overrides: dict[str, dict[str, object]] = {}
+    for option in filter(None, text.split(",")):
+        name, equals, value = option.partition("=")
+        if name in _KERNEL_OPTIONS:
+            continue
+        known = MOUNT_OPTIONS.get(name) or MOUNT_OPTIONS.get(name.removeprefix("no"))
+        if known is None:
+            raise ConfigError(
+                f"mount option '{name}' does not exist: take one of {', '.join(sorted(MOUNT_OPTIONS))}"
+            )
+        section, key = known
+        overrides.setdefault(section, {})[key] = value if equals else name in MOUNT_OPTIONS
+    return overrides
+
+
+def _validated(values: dict[str, Any], origin: str) -> Config:
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc']))} = {problem['input']!r}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        raise ConfigError(f"configuration ({origin}): {problems}") from error

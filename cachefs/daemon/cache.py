@@ -1,0 +1,77 @@
+"""The opened cache: folder, index, L1 and its keeper, from start to clean end."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cachefs.config import Config
+from cachefs.index.database import Database, open_database
+from cachefs.index.folder import CacheFolder
+from cachefs.index.segments import slot_bytes_of
+from cachefs.metrics import Metrics
+from cachefs.policy.evict.lru import Lru, Ticks
+from cachefs.tiers.keeper import Keeper
+from cachefs.tiers.l1 import L1
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Cache:
+    """What a cache folder holds, opened."""
+
+    folder: CacheFolder
+    database: Database
+    l1: L1
+    keeper: Keeper
+
+    def save_recency(self) -> None:
+        """Write down how recently each slot was used; losing that costs only good order."""
+        for number, slots in self.l1.classes.items():
+            path = _recency_path(self.folder, number)
+            temporary = path.with_suffix(".tmp.npy")
+            try:
+                np.save(temporary, slots.policy.snapshot())
+                temporary.rename(path)
+            except OSError as error:
+                logger.warning("cannot write %s: %s", path, error)
+
+    async def close(self) -> None:
+        """Commit everything and say that this was a clean stop."""
+        await self.keeper.commit()
+        self.save_recency()
+        self.l1.epoch.close()
+        self.l1.close()
+        self.database.close()
+
+
+def open_cache(folder: CacheFolder, config: Config, metrics: Metrics) -> Cache:
+    """Open what is in a locked cache folder.
+
+    Raises:
+        CacheError: the disk does not let us.
+    """
+    database, is_new = open_database(folder.index_path, folder.segments_path)
+    ticks = Ticks()
+    l1 = L1(folder, database, config.l1.quota_bytes, lambda: Lru(ticks), metrics)
+    if not is_new:
+        _restore_recency(folder, l1)
+    if l1.epoch.unclean_start:
+        logger.warning("the last stop was not clean: chunks in L1 are verified at first use")
+    return Cache(folder, database, l1, Keeper(l1, config.l1.free_floor_bytes))
+
+
+def _restore_recency(folder: CacheFolder, l1: L1) -> None:
+    for number, slots in l1.classes.items():
+        try:
+            slots.policy.restore(np.load(_recency_path(folder, number)))
+        except (OSError, ValueError) as error:
+            logger.info("starting without the order of use of class %d: %s", number, error)
+
+
+def _recency_path(folder: CacheFolder, number: int) -> Path:
+    return folder.path / f"recency-{slot_bytes_of(number)}.npy"

@@ -1,0 +1,254 @@
+"""The daemon process: opens everything in order, runs it, and closes it in the other order.
+
+Started by the supervisor with a socket for FUSE requests and one for messages. Its tasks are listed
+in docs/concurrency.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import trio
+from prometheus_client import CollectorRegistry, start_http_server
+
+from cachefs.config import Config
+from cachefs.daemon.cache import Cache, open_cache
+from cachefs.daemon.control import serve_control
+from cachefs.daemon.listing import ListingTask
+from cachefs.daemon.status import describe, xattrs
+from cachefs.daemon.supervised import Supervisor
+from cachefs.errors import CacheError, CachefsError, StoreUnavailableError
+from cachefs.fuse.operations import Operations
+from cachefs.fuse.session import close_session, end_session, open_session, run_session
+from cachefs.index.folder import CacheFolder, cached_identity, open_folder
+from cachefs.index.manifest_table import ManifestTable
+from cachefs.index.names import Names
+from cachefs.metrics import Metrics
+from cachefs.reader import Reader
+from cachefs.store.store import open_store
+from cachefs.tiers.pool import FetcherPool
+from cachefs.tiers.scrub import Scrub
+from cachefs.tiers.stack import Stack
+from cachefs.tiers.tables import Tables
+from cachefs.vfs import Vfs
+
+logger = logging.getLogger(__name__)
+
+_STORE_WAIT_S = 20.0
+"""How long a start waits for the store to say who it is."""
+
+_RECENCY_INTERVAL_S = 300.0
+
+
+class Daemon:
+    """One daemon, put together."""
+
+    def __init__(self, config: Config, folder: CacheFolder, identity: str, cache: Cache) -> None:
+        self.config = config
+        self.cache = cache
+        self.metrics = cache.l1.metrics
+        fetch = config.fetch
+        self.pool = FetcherPool(
+            config.store.url,
+            identity,
+            fetch.fetcher_count(),
+            folder.lock_fd,
+            fetch.job_timeout_s,
+            self.metrics,
+        )
+        self.tables = Tables(folder.manifests_path, self.pool)
+        self.vfs = Vfs()
+        self.listing = ListingTask(self.vfs, Names(cache.database), self.pool, self.metrics)
+        self.scrub = Scrub(cache.l1, config.l1.scrub_bytes_per_s, self.metrics)
+
+    def operations(self, nursery: trio.Nursery) -> Operations:
+        """Return the FUSE operations over all parts; their background work runs in `nursery`."""
+        stack = Stack(self.cache.l1, self.pool, nursery, self.metrics)
+        reader = Reader(
+            self.cache.l1,
+            stack,
+            self.metrics,
+            self.config.fetch.read_deadline_s,
+            verify_reads=self.config.l1.verify == "read",
+        )
+        return Operations(
+            self.vfs,
+            reader,
+            self._table,
+            self._renewed_table,
+            xattrs(self.cache.l1, self.tables),
+            self.config.store.refresh_s,
+        )
+
+    def commands(self) -> dict[str, Any]:
+        """Return what the control socket answers."""
+        return {"status": self._status, "scrub": self._scrub, "refresh": self._refresh}
+
+    async def save_recency(self) -> None:
+        """Write the order of use down now and then."""
+        while True:
+            await trio.sleep(_RECENCY_INTERVAL_S)
+            await trio.to_thread.run_sync(self.cache.save_recency)
+
+    async def _table(self, manifest_id: str) -> ManifestTable:
+        opened = self.tables.opened(manifest_id)
+        if opened is not None:
+            return opened
+        return await self.tables.get(manifest_id, self._deadline_s())
+
+    async def _renewed_table(self, manifest_id: str) -> ManifestTable:
+        self.tables.discard(manifest_id)
+        return await self.tables.get(manifest_id, self._deadline_s())
+
+    def _deadline_s(self) -> float:
+        return trio.current_time() + self.config.fetch.read_deadline_s
+
+    async def _status(self, _: dict[str, Any]) -> dict[str, Any]:
+        return describe(
+            self.config.store.url, self.vfs, self.cache.l1, self.pool, self.listing, self.metrics
+        )
+
+    async def _scrub(self, _: dict[str, Any]) -> dict[str, Any]:
+        read, bad = await self.scrub.scrub_once()
+        return {"verified_chunks": read, "dropped_chunks": bad}
+
+    async def _refresh(self, _: dict[str, Any]) -> dict[str, Any]:
+        await self.listing.refresh()
+        return {"images": len(self.vfs.tree.files()), "error": self.listing.last_error}
+
+
+async def run_daemon(config: Config, fuse_fd: int, supervisor: Supervisor, run_dir: Path, *, fresh: bool) -> None:
+    """Run a daemon until the supervisor wants it to stop.
+
+    Raises:
+        CachefsError: it cannot start.
+    """
+    cache_path = Path(config.l1.dir)
+    identity = await _store_identity(config.store.url, cache_path, fresh=fresh)
+    folder = await trio.to_thread.run_sync(open_folder, cache_path, identity)
+    metrics = Metrics()
+    try:
+        cache = open_cache(folder, config, metrics)
+    except BaseException:
+        folder.close()
+        raise
+    daemon = Daemon(config, folder, identity, cache)
+    try:
+        await _run_tasks(daemon, fuse_fd, supervisor, run_dir, fresh=fresh)
+    finally:
+        with trio.CancelScope(shield=True):
+            daemon.tables.close()
+            await cache.close()
+            folder.close()
+
+
+async def _run_tasks(daemon: Daemon, fuse_fd: int, supervisor: Supervisor, run_dir: Path, *, fresh: bool) -> None:
+    config = daemon.config
+    async with trio.open_nursery() as nursery:
+        open_session(daemon.operations(nursery), fuse_fd)
+        try:
+            nursery.start_soon(daemon.pool.run)
+            await daemon.listing.restore(fresh=fresh)
+            if fresh:
+                await daemon.listing.refresh()
+            nursery.start_soon(daemon.cache.keeper.run)
+            nursery.start_soon(daemon.listing.run, config.store.refresh_s)
+            nursery.start_soon(daemon.scrub.run)
+            nursery.start_soon(daemon.save_recency)
+            nursery.start_soon(serve_control, run_dir / "daemon.sock", daemon.commands())
+            if config.metrics.listen:
+                _serve_metrics(config.metrics.listen, daemon.metrics)
+            nursery.start_soon(_serve_fuse, nursery.cancel_scope)
+            supervisor.ready()
+            await supervisor.wait_for_stop()
+            end_session()
+        finally:
+            nursery.cancel_scope.cancel()
+    close_session()
+
+
+async def _serve_fuse(scope: trio.CancelScope) -> None:
+    """Run the session; its end, the lane's or our own, is the daemon's."""
+    try:
+        await run_session()
+    except* OSError as group:
+        logger.warning("the lane has gone: %s", group.exceptions[0])
+    scope.cancel()
+
+
+async def _store_identity(url: str, cache_path: Path, *, fresh: bool) -> str:
+    """Ask the store who it is. A daemon that starts again while the store is away believes the cache."""
+    try:
+        with trio.fail_after(_STORE_WAIT_S):
+            store = await trio.to_thread.run_sync(open_store, url, abandon_on_cancel=True)
+        return store.identity
+    except (CachefsError, trio.TooSlowError) as error:
+        known = None if fresh else cached_identity(cache_path)
+        if known is not None:
+            logger.warning("starting without the store: %s", error)
+            return known
+        if isinstance(error, trio.TooSlowError):
+            raise StoreUnavailableError(f"{url} does not answer within {_STORE_WAIT_S:.0f} s") from error
+        raise
+
+
+def _serve_metrics(listen: str, metrics: Metrics) -> None:
+    host, _, port = listen.rpartition(":")
+    registry = CollectorRegistry()
+    registry.register(metrics)
+    try:
+        start_http_server(int(port), host or "127.0.0.1", registry)
+    except (OSError, ValueError) as error:
+        raise CacheError(f"cannot serve metrics on '{listen}': {error}") from error
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the daemon; the supervisor's command line, not a person's."""
+    parser = argparse.ArgumentParser(prog="cachefs.daemon")
+    parser.add_argument("--config", required=True, help="the configuration, as JSON")
+    parser.add_argument("--fuse-fd", type=int, required=True)
+    parser.add_argument("--supervisor-fd", type=int, required=True)
+    parser.add_argument("--start", choices=("fresh", "restart"), required=True)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s daemon[%(process)d]: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    config = Config.model_validate_json(options.config)
+    supervisor = Supervisor(options.supervisor_fd)
+    run = partial(
+        run_daemon,
+        config,
+        options.fuse_fd,
+        supervisor,
+        options.run_dir,
+        fresh=options.start == "fresh",
+    )
+    try:
+        trio.run(run)
+    except CachefsError as error:
+        supervisor.failed(str(error), error.exit_code)
+        logger.error("%s", error)
+        return error.exit_code
+    except BaseExceptionGroup as group:
+        return _report(group, supervisor)
+    return 0
+
+
+def _report(group: BaseExceptionGroup[BaseException], supervisor: Supervisor) -> int:
+    """Tell the first error of a group of tasks that failed together."""
+    first: BaseException = group
+    with suppress(IndexError):
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+    logger.error("the daemon failed", exc_info=group)
+    exit_code = first.exit_code if isinstance(first, CachefsError) else 1
+    supervisor.failed(str(first), exit_code)
+    return exit_code
+
+

@@ -1,0 +1,40 @@
+"""The daemon's side of its talk with the supervisor: JSON messages on a SOCK_SEQPACKET socket."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import trio
+
+_LONGEST_MESSAGE_BYTES = 65536
+
+
+class Supervisor:
+    """The other end of `--supervisor-fd`."""
+
+    def __init__(self, fd: int) -> None:
+        self._socket = socket.socket(fileno=fd)
+
+    def ready(self) -> None:
+        """Say that requests can come."""
+        self._send({"event": "ready"})
+
+    def failed(self, message: str, exit_code: int) -> None:
+        """Say why there will be no daemon."""
+        self._send({"event": "failed", "message": message, "exit_code": exit_code})
+
+    async def wait_for_stop(self) -> None:
+        """Return when the supervisor wants us to stop, or is gone."""
+        self._socket.setblocking(False)
+        while True:
+            await trio.lowlevel.wait_readable(self._socket)
+            data = self._socket.recv(_LONGEST_MESSAGE_BYTES)
+            if not data or json.loads(data).get("command") == "stop":
+                return
+
+    def _send(self, message: dict[str, object]) -> None:
+        try:
+            self._socket.send(json.dumps(message).encode())
+        except OSError:
+            pass  # the supervisor is gone: nobody is left to be told

@@ -1,0 +1,64 @@
+"""What every handler goes through: errors become errnos, and nothing else ends the mount.
+
+An exception other than FUSEError in a handler ends pyfuse3's main loop, and so all reads of all guests.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import ParamSpec, TypeVar
+
+import pyfuse3
+import trio
+
+from cachefs.errors import CachefsError, NotFoundError, ObjectMissingError
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_LOG_INTERVAL_S = 1.0
+"""A store that is gone fails thousands of reads; the log gets one line a second and their number."""
+
+_last_log_s = 0.0
+_silent = 0
+
+
+def handler(operation: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+    """Let only FUSEError out of a handler: NotFoundError is ENOENT, every other failure EIO."""
+
+    @functools.wraps(operation)
+    async def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await operation(*args, **kwargs)
+        except (pyfuse3.FUSEError, trio.Cancelled):
+            raise
+        except ObjectMissingError as error:  # the store lacks what an image needs
+            _log(f"{operation.__name__}: {error}")
+            raise pyfuse3.FUSEError(errno.EIO) from error
+        except NotFoundError as error:
+            raise pyfuse3.FUSEError(errno.ENOENT) from error
+        except (CachefsError, trio.TooSlowError) as error:
+            _log(f"{operation.__name__}: {error or 'the store did not answer in time'}")
+            raise pyfuse3.FUSEError(errno.EIO) from error
+        except Exception as error:
+            logger.exception("%s failed", operation.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from error
+
+    return guarded
+
+
+def _log(message: str) -> None:
+    global _last_log_s, _silent  # noqa: PLW0603 - one log for one process
+    now_s = time.monotonic()
+    if now_s - _last_log_s < _LOG_INTERVAL_S:
+        _silent += 1
+        return
+    more = f" (and {_silent} more failures)" if _silent else ""
+    _last_log_s, _silent = now_s, 0
+    logger.warning("%s%s", message, more)

@@ -1,0 +1,237 @@
+"""The FUSE operations: from the kernel's words to vfs and reader, and back. No logic of its own.
+
+Everything is read-only. An open for writing succeeds all the same, because qemu opens memory files
+so; the write itself is refused. A file handle is the inode, so it survives a restart of the daemon.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Awaitable, Callable
+
+import pyfuse3
+
+from cachefs.errors import TableDamagedError
+from cachefs.fuse.boundary import handler
+from cachefs.index.manifest_table import ManifestTable
+from cachefs.reader import Reader
+from cachefs.vfs import FileNode, FolderNode, Node, Vfs
+
+_FILE_MODE = stat.S_IFREG | 0o444
+_FOLDER_MODE = stat.S_IFDIR | 0o555
+
+_ATTRIBUTES_VALID_S = 24 * 3600.0
+"""A version never changes, so neither do its attributes."""
+
+_BLOCK_BYTES = 4096
+_NAME_BYTES = 255
+
+TableOf = Callable[[str], Awaitable[ManifestTable]]
+
+
+class Operations(pyfuse3.Operations):
+    """One mount. `names_valid_s` is how long the kernel may keep a name without asking."""
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+
+    def __init__(
+        self,
+        vfs: Vfs,
+        reader: Reader,
+        open_table: TableOf,
+        renew_table: TableOf,
+        xattrs: dict[str, Callable[[FileNode], Awaitable[bytes]]],
+        names_valid_s: float,
+    ) -> None:
+        super().__init__()
+        self._vfs = vfs
+        self._reader = reader
+        self._open_table = open_table
+        self._renew_table = renew_table
+        self._xattrs = xattrs
+        self._names_valid_s = names_valid_s
+        self._tables: dict[int, ManifestTable] = {}
+        """By file handle: what `open` found, so that a read needs no look-up."""
+
+    @handler
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Find a name in a folder."""
+        return self._attributes(self._vfs.lookup(parent_inode, os.fsdecode(name)))
+
+    @handler
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        """Return attributes."""
+        return self._attributes(self._vfs.node(inode))
+
+    @handler
+    async def setattr(self, *_: object, **__: object) -> pyfuse3.EntryAttributes:
+        """Refuse."""
+        raise pyfuse3.FUSEError(errno.EROFS)
+
+    @handler
+    async def access(self, inode: int, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+        """Everybody who reaches the mount may read; nobody may write."""
+        node = self._vfs.node(inode)
+        if mode & os.W_OK:
+            raise pyfuse3.FUSEError(errno.EROFS)
+        return not mode & os.X_OK or isinstance(node, FolderNode)
+
+    @handler
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        """Open a folder."""
+        if not isinstance(self._vfs.node(inode), FolderNode):
+            raise pyfuse3.FUSEError(errno.ENOTDIR)
+        return inode
+
+    @handler
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        """List a folder, from the inode after `start_id`."""
+        for name, node in self._vfs.entries(fh, start_id):
+            attributes = self._attributes(node)
+            if not pyfuse3.readdir_reply(token, os.fsencode(name), attributes, node.inode):
+                break
+
+    @handler
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        """Open an image; the kernel may keep its pages for ever, since a version never changes."""
+        if flags & os.O_TRUNC:
+            raise pyfuse3.FUSEError(errno.EROFS)
+        await self._table(inode)
+        return pyfuse3.FileInfo(fh=inode, keep_cache=True)
+
+    @handler
+    async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:
+        """Read from an image."""
+        table = self._tables.get(fh) or await self._table(fh)
+        try:
+            return await self._reader.read(table, off, size)
+        except TableDamagedError:
+            self._tables.pop(fh, None)
+            return await self._reader.read(await self._renewed_table(fh), off, size)
+
+    @handler
+    async def release(self, fh: int) -> None:
+        """Close an image."""
+        self._tables.pop(fh, None)  # another handle of the same version finds it again
+
+    @handler
+    async def flush(self, fh: int) -> None:
+        """Nothing is ever unwritten."""
+
+    @handler
+    async def fsync(self, fh: int, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's signature
+        """Nothing is ever unwritten."""
+
+    @handler
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        """A full file system of the size of all images."""
+        data = pyfuse3.StatvfsData()
+        tree = self._vfs.tree
+        data.f_bsize = data.f_frsize = _BLOCK_BYTES
+        data.f_blocks = -(-tree.image_bytes // _BLOCK_BYTES)
+        data.f_bfree = data.f_bavail = 0
+        data.f_files = len(tree.nodes)
+        data.f_ffree = data.f_favail = 0
+        data.f_namemax = _NAME_BYTES
+        return data
+
+    @handler
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+        """Return the names of what is told of an image."""
+        if isinstance(self._vfs.node(inode), FolderNode):
+            return []
+        return [name.encode() for name in self._xattrs]
+
+    @handler
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        """Return one of `user.cachefs.*`."""
+        node = self._vfs.node(inode)
+        told = self._xattrs.get(os.fsdecode(name))
+        if told is None or not isinstance(node, FileNode):
+            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
+        return await told(node)
+
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        """Refuse."""
+        raise pyfuse3.FUSEError(errno.EROFS)
+
+    async def create(self, *_: object, **__: object) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        """Refuse."""
+        raise pyfuse3.FUSEError(errno.EROFS)
+
+    async def mknod(self, *_: object, **__: object) -> pyfuse3.EntryAttributes:
+        """Refuse."""
+        raise pyfuse3.FUSEError(errno.EROFS)
+
+    async def mkdir(self, *_: object, **__: object) -> pyfuse3.EntryAttributes:
+        """Refuse."""
+        raise pyfuse3.FUSEError(errno.EROFS)
+
+    async def symlink(self, *_: object, **__: object) -> pyfuse3.EntryAttributes:
+        """Refuse."""
+        raise pyfuse3.FUSEError(errno.EROFS)
+
+    async def link(self, *_: object, **__: object) -> pyfuse3.EntryAttributes:
+        """Refuse."""
+        raise pyfuse3.FUSEError(errno.EROFS)
+
+    async def unlink(self, *_: object, **__: object) -> None:
+        """Refuse: images are removed in the store, by `cachefs rm`."""
+        raise pyfuse3.FUSEError(errno.EROFS)
+
+    async def rmdir(self, *_: object, **__: object) -> None:
+        """Refuse."""
+        raise pyfuse3.FUSEError(errno.EROFS)
+
+    async def rename(self, *_: object, **__: object) -> None:
+        """Refuse: images are renamed in the store, by `cachefs rename`."""
+        raise pyfuse3.FUSEError(errno.EROFS)
+
+    async def setxattr(self, *_: object, **__: object) -> None:
+        """Refuse."""
+        raise pyfuse3.FUSEError(errno.EROFS)
+
+    async def removexattr(self, *_: object, **__: object) -> None:
+        """Refuse."""
+        raise pyfuse3.FUSEError(errno.EROFS)
+
+    def _file(self, inode: int) -> FileNode:
+        node = self._vfs.node(inode)
+        if isinstance(node, FolderNode):
+            raise pyfuse3.FUSEError(errno.EISDIR)
+        return node
+
+    async def _table(self, inode: int) -> ManifestTable:
+        table = self._tables[inode] = await self._open_table(self._file(inode).version.manifest)
+        return table
+
+    async def _renewed_table(self, inode: int) -> ManifestTable:
+        table = self._tables[inode] = await self._renew_table(self._file(inode).version.manifest)
+        return table
+
+    def _attributes(self, node: Node) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = node.inode
+        entry.generation = 0
+        entry.entry_timeout = self._names_valid_s
+        entry.st_uid = entry.st_gid = 0
+        entry.st_blksize = _BLOCK_BYTES
+        if isinstance(node, FileNode):
+            entry.st_mode = _FILE_MODE
+            entry.st_nlink = 1
+            entry.st_size = node.version.size_bytes
+            entry.st_blocks = -(-node.version.data_bytes // 512)
+            entry.attr_timeout = _ATTRIBUTES_VALID_S
+            modified_ns = node.modified_ns
+        else:
+            entry.st_mode = _FOLDER_MODE
+            entry.st_nlink = 2
+            entry.attr_timeout = self._names_valid_s
+            modified_ns = self._vfs.tree.modified_ns
+        entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = modified_ns
+        return entry

@@ -1,0 +1,1 @@
+"""What this host knows: the cache folder, residency, segments, local manifests, names."""

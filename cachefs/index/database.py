@@ -1,0 +1,78 @@
+"""The LMDB environment of a cache folder, and what happens when it is damaged."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import lmdb
+
+from cachefs.errors import CacheError
+from cachefs.units import GIB
+
+logger = logging.getLogger(__name__)
+
+MAP_BYTES = 64 * GIB
+"""Address space, not memory and not disk: enough for the index of 100 million chunks."""
+
+DATABASES = ("meta", "residency", "slots", "extents", "images", "versions")
+
+
+class Database:
+    """The environment and its named databases.
+
+    meta: text -> JSON. residency: chunk id -> record. slots: slot number -> chunk id.
+    extents: class and extent -> bitmap of resident slots. images: name -> JSON.
+    versions: inode -> JSON.
+
+    Concurrency: reading transactions of the event loop, one writing transaction at a time in threads.
+    """
+
+    def __init__(self, env: lmdb.Environment) -> None:
+        self.env = env
+        self.meta, self.residency, self.slots, self.extents, self.images, self.versions = (
+            env.open_db(name.encode()) for name in DATABASES
+        )
+
+    def close(self) -> None:
+        """Close the environment; all transactions have to be over."""
+        self.env.close()
+
+
+def open_database(path: Path, segments_path: Path) -> tuple[Database, bool]:
+    """Open the index, making a new one where there is none or the old one is damaged.
+
+    Returns the database and whether it is new; with a new one the segments are removed, since
+    nothing says what they hold. That costs warmth only.
+
+    Raises:
+        CacheError: the disk does not let us.
+    """
+    try:
+        return _open(path), False
+    except (lmdb.Error, OSError) as error:
+        if path.exists():
+            logger.warning("the index %s cannot be used (%s): L1 starts empty", path, error)
+    try:
+        shutil.rmtree(path, ignore_errors=True)
+        for segment in segments_path.iterdir():
+            segment.unlink()
+        path.mkdir()
+        lmdb.open(str(path), map_size=MAP_BYTES, max_dbs=len(DATABASES)).close()
+        return _open(path), True
+    except (lmdb.Error, OSError) as error:
+        raise CacheError(f"cannot make the index {path}: {error}") from error
+
+
+def _open(path: Path) -> Database:
+    # No metasync: after a power failure the last commits may be missing, but the file is whole.
+    env = lmdb.open(
+        str(path),
+        map_size=MAP_BYTES,
+        max_dbs=len(DATABASES),
+        metasync=False,
+        max_readers=64,
+        create=False,
+    )
+    return Database(env)

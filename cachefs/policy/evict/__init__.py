@@ -1,0 +1,1 @@
+"""Which slot to give up. All policies answer to the same seam."""

@@ -1,0 +1,49 @@
+"""The seam that every eviction policy fills.
+
+A policy knows slots by number, nothing else. It is told what happens to them and names the ones
+to give up; it never does anything itself. All calls come from one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+class EvictionPolicy(Protocol):
+    """Ranks the occupied slots of one class of slots."""
+
+    def grow(self, slots: int) -> None:
+        """Slots 0 to `slots` - 1 exist from now on; new ones are empty."""
+        ...
+
+    def insert(self, slot: int) -> None:
+        """A chunk was put into a slot."""
+        ...
+
+    def touch(self, slot: int) -> None:
+        """A chunk was read from its slot."""
+        ...
+
+    def remove(self, slot: int) -> None:
+        """A slot is empty."""
+        ...
+
+    def victims(self, count: int, keep: Callable[[int], bool]) -> list[int]:
+        """Return up to `count` occupied slots, the best to give up first, but none that `keep` holds."""
+        ...
+
+    def coldest(self) -> int:
+        """Return a number that compares across classes: smaller means colder, for the next victim."""
+        ...
+
+    def snapshot(self) -> npt.NDArray[np.uint32]:
+        """Return what a warm restart needs to rank as before: by slot, (slots,) uint32, 0 = empty."""
+        ...
+
+    def restore(self, used: npt.NDArray[np.uint32]) -> None:
+        """Take over a snapshot of an earlier run for the slots that are occupied in both."""
+        ...

@@ -1,0 +1,215 @@
+"""The read path: bytes of an image from L1, or from the tiers below.
+
+A hit is one synchronous step: chunk index -> chunk id (table) -> placement (residency) -> preadv from
+the slot. It takes no await, no thread, no lock and no decompression. What that step can't answer (a
+miss, a page that is not in the page cache, a chunk that has to be verified first) takes the long way.
+
+Concurrency: event loop only. `_buffer` is shared by all hits: pyfuse3 copies a reply to the kernel
+before anything else runs on this thread. Everything that awaits builds its own bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+
+import trio
+
+from cachefs.errors import CachefsError, CorruptError, DeadlineError
+from cachefs.index.manifest_table import ManifestTable
+from cachefs.index.residency import Placement
+from cachefs.metrics import Metrics
+from cachefs.model.chunk import ChunkRef, chunk_id
+from cachefs.tiers.flight import Flight
+from cachefs.tiers.l1 import L1
+from cachefs.tiers.stack import Stack
+from cachefs.units import MIB
+
+logger = logging.getLogger(__name__)
+
+MAX_READ_BYTES = MIB
+"""FUSE asks for at most this at once."""
+
+_DISK_THREADS = 32
+"""Slot reads that wait for the disk at the same time: the queue depth that a fast SSD wants."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A part of one chunk that a read wants: `start` within the chunk, its length."""
+
+    index: int
+    start: int
+    size_bytes: int
+
+
+class Reader:
+    """Reads images through L1 and the stack."""
+
+    def __init__(
+        self, l1: L1, stack: Stack, metrics: Metrics, deadline_s: float, *, verify_reads: bool
+    ) -> None:
+        self._l1 = l1
+        self._stack = stack
+        self._metrics = metrics
+        self._deadline_s = deadline_s
+        self._verify_reads = verify_reads
+        self._buffer = memoryview(bytearray(MAX_READ_BYTES))
+        self._disk = trio.CapacityLimiter(_DISK_THREADS)
+
+    async def read(self, table: ManifestTable, offset: int, size_bytes: int) -> bytes | memoryview:
+        """Return the bytes of an image from `offset`: `size_bytes`, or fewer at its end.
+
+        The result is valid until the next call.
+
+        Raises:
+            DeadlineError: the chunks did not come in time.
+            CachefsError: they can't be had; the message says why.
+        """
+        size_bytes = max(0, min(size_bytes, table.size_bytes - offset))
+        self._metrics.reads += 1
+        self._metrics.read_bytes += size_bytes
+        if not self._verify_reads and self._read_hits(table, offset, size_bytes):
+            return self._buffer[:size_bytes]
+        self._metrics.waiting_reads += 1
+        try:
+            return await self._read_long(table, offset, size_bytes)
+        except CachefsError as error:
+            self._metrics.read_errors += 1
+            self._metrics.read_deadlines += isinstance(error, DeadlineError)
+            raise
+        finally:
+            self._metrics.waiting_reads -= 1
+
+    def _read_hits(self, table: ManifestTable, offset: int, size_bytes: int) -> bool:
+        """Fill the shared buffer, if L1 and the page cache can do it now."""
+        l1, chunk_bytes = self._l1, table.chunk_bytes
+        index, start = divmod(offset, chunk_bytes)
+        at = hits = zeros = 0
+        while at < size_bytes:
+            want = min(chunk_bytes - start, size_bytes - at)
+            found = table.id_at(index)
+            if found:
+                placement = l1.find(found)
+                if placement is None or placement.epoch < l1.epoch.suspect_before:
+                    return False
+                fd, position = l1.place(placement.slot)
+                part = self._buffer[at : at + want]
+                try:
+                    if os.preadv(fd, [part], position + start, os.RWF_NOWAIT) != want:
+                        return False
+                except OSError:  # EAGAIN: not in the page cache; anything else: the long way says
+                    return False
+                l1.touch(placement.slot)
+                hits += 1
+            else:
+                self._buffer[at : at + want] = bytes(want)
+                zeros += 1
+            at += want
+            index += 1
+            start = 0
+        self._metrics.l1_hit_chunks += hits
+        self._metrics.zero_chunks += zeros
+        return True
+
+    async def _read_long(self, table: ManifestTable, offset: int, size_bytes: int) -> bytes:
+        """Read with waits: misses, slow disks, verification. Fetches all misses at once."""
+        deadline_s = trio.current_time() + self._deadline_s
+        pieces = _split(offset, size_bytes, table.chunk_bytes)
+        refs = [table.chunk(piece.index) for piece in pieces]
+        parts: list[bytes | None] = []
+        with trio.move_on_at(deadline_s) as scope:
+            parts = [
+                await self._from_l1(ref, piece) for ref, piece in zip(refs, pieces, strict=True)
+            ]
+        if scope.cancelled_caught:
+            raise DeadlineError(f"L1 did not answer within {self._deadline_s:.0f} s")
+        missing = [number for number, part in enumerate(parts) if part is None]
+        if missing:
+            wanted = [refs[number] for number in missing]
+            self._metrics.miss_chunks += len(missing)
+            with self._stack.flights(wanted, table.chunk_bytes, deadline_s) as flights:
+                await self._stack.wait(flights, deadline_s)
+                for number, flight in zip(missing, flights, strict=True):
+                    parts[number] = await self._from_flight(flight, pieces[number])
+        return b"".join(part for part in parts if part is not None)
+
+    async def _from_l1(self, ref: ChunkRef, piece: _Piece) -> bytes | None:
+        """Return a piece from L1, None if L1 does not hold its chunk, or only a bad copy."""
+        if ref.is_zero:
+            self._metrics.zero_chunks += 1
+            return bytes(piece.size_bytes)
+        placement = self._l1.find(ref.id)
+        if placement is None:
+            return None
+        must_verify = self._verify_reads or self._l1.is_suspect(placement)
+        self._l1.pin(placement.slot)
+        try:
+            if must_verify:
+                part = await self._verified(ref, placement, piece)
+            else:
+                part = await self._read_slot(placement.slot, piece.start, piece.size_bytes)
+        except OSError as error:
+            logger.warning("L1 cannot read chunk %s: %s", ref.id.hex()[:16], error)
+            self._metrics.l1_errors += 1
+            self._l1.drop(ref.id, placement.slot)
+            return None
+        except CorruptError as error:
+            logger.warning("%s; it is fetched again", error)
+            self._metrics.l1_corrupt += 1
+            self._l1.drop(ref.id, placement.slot)
+            return None
+        finally:
+            self._l1.unpin(placement.slot)
+        self._l1.touch(placement.slot)
+        self._metrics.l1_hit_chunks += 1
+        return part
+
+    async def _verified(self, ref: ChunkRef, placement: Placement, piece: _Piece) -> bytes:
+        plain = await self._read_slot(placement.slot, 0, placement.plain_bytes)
+        if chunk_id(plain) != ref.id:
+            raise CorruptError(f"chunk {ref.id.hex()[:16]} in L1 is corrupt")
+        if self._l1.is_suspect(placement):
+            self._l1.verified(ref.id, placement)
+        return plain[piece.start : piece.start + piece.size_bytes]
+
+    async def _from_flight(self, flight: Flight, piece: _Piece) -> bytes:
+        if flight.plain is not None:
+            return flight.plain[piece.start : piece.start + piece.size_bytes]
+        if flight.slot is None:
+            raise CorruptError("a flight landed without a slot")  # never: see Flight
+        try:
+            return await self._read_slot(flight.slot, piece.start, piece.size_bytes)
+        except OSError as error:
+            self._l1.drop(flight.ref.id, flight.slot)
+            raise CachefsError(f"L1 cannot read what was just written: {error}") from error
+
+    async def _read_slot(self, slot: int, start: int, size_bytes: int) -> bytes:
+        """Return bytes of a pinned slot, by a thread if the disk has to be waited for."""
+        fd, position = self._l1.place(slot)
+        part = bytearray(size_bytes)
+        try:
+            if os.preadv(fd, [part], position + start, os.RWF_NOWAIT) == size_bytes:
+                return bytes(part)
+        except BlockingIOError:
+            pass
+        self._metrics.disk_waits += 1
+        data = await trio.to_thread.run_sync(
+            os.pread, fd, size_bytes, position + start, limiter=self._disk, abandon_on_cancel=True
+        )
+        if len(data) != size_bytes:
+            raise OSError(5, "the segment ends too early")
+        return data
+
+
+def _split(offset: int, size_bytes: int, chunk_bytes: int) -> list[_Piece]:
+    """Return the pieces of chunks that a read covers, in order."""
+    pieces: list[_Piece] = []
+    end = offset + size_bytes
+    while offset < end:
+        index, start = divmod(offset, chunk_bytes)
+        want = min(chunk_bytes - start, end - offset)
+        pieces.append(_Piece(index, start, want))
+        offset += want
+    return pieces

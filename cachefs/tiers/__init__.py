@@ -1,0 +1,1 @@
+"""The tiers and how a chunk comes from one to the next."""

@@ -1,0 +1,207 @@
+"""The fetcher: a process that fetches, decodes, verifies and writes chunks into slots.
+
+It is a process of its own so that Python code that fetches never delays a hit, and so that a store
+that hangs hangs nobody else. It is single-threaded: one job at a time, in the order they come.
+
+No byte enters a slot that was not checked against its chunk id first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import pickle
+import signal
+import socket
+import sys
+from collections import OrderedDict
+from pathlib import Path
+
+from cachefs.codec.frame import decode_frame
+from cachefs.errors import (
+    CachefsError,
+    CorruptError,
+    FormatError,
+    ObjectMissingError,
+    StoreUnavailableError,
+)
+from cachefs.index.manifest_table import write_table
+from cachefs.model.chunk import chunk_id
+from cachefs.model.image import Image
+from cachefs.store.store import Store, open_store
+from cachefs.tiers.jobs import (
+    LENGTH,
+    Answer,
+    ChunkJob,
+    ChunksDone,
+    Done,
+    Failed,
+    Fetched,
+    Job,
+    Listing,
+    ListJob,
+    Outcome,
+    TableJob,
+    Wanted,
+    encode,
+)
+from cachefs.tiers.ranges import plan_ranges
+
+logger = logging.getLogger(__name__)
+_PR_SET_PDEATHSIG = 1
+
+
+class Fetcher:
+    """Does jobs against one store."""
+
+    def __init__(self, store_url: str, store_identity: str) -> None:
+        self._url = store_url
+        self._identity = store_identity
+        self._store: Store | None = None
+        self._segments: OrderedDict[str, int] = OrderedDict()
+
+    def answer(self, job: Job) -> Answer:
+        """Return the answer to a job; a failure is an answer as well."""
+        try:
+            if isinstance(job, ChunkJob):
+                return self._fetch(job)
+            if isinstance(job, TableJob):
+                write_table(self._open().manifest(job.manifest_id), Path(job.path))
+                return Done(job.number, None)
+            return Done(job.number, self._list(job))
+        except CachefsError as error:
+            return Failed(job.number, error)
+
+    def _open(self) -> Store:
+        """Open the store when it is first needed: it may be away while we start."""
+        if self._store is None:
+            store = open_store(self._url)
+            if store.identity != self._identity:
+                raise FormatError(f"{self._url} is now another store than the one that was mounted")
+            self._store = store
+        return self._store
+
+    def _fetch(self, job: ChunkJob) -> ChunksDone:
+        fetched: list[Fetched] = [Fetched(Outcome.UNAVAILABLE)] * len(job.wanted)
+        ranges = plan_ranges(job.wanted)
+        frame_bytes = 0
+        for planned in ranges:
+            try:
+                data = memoryview(self._open().frames(planned.pack, planned.offset, planned.size_bytes))
+            except CachefsError as error:
+                failure = _failure(error)
+                for member in planned.members:
+                    # A neighbour that cannot be read must not fail the others of its range.
+                    alone = len(planned.members) == 1 or failure.outcome is Outcome.UNAVAILABLE
+                    fetched[member] = failure if alone else self._fetch_alone(job.wanted[member])
+                continue
+            frame_bytes += len(data)
+            for member in planned.members:
+                wanted = job.wanted[member]
+                at = wanted.offset - planned.offset
+                fetched[member] = self._land(wanted, data[at : at + wanted.frame_bytes])
+        return ChunksDone(job.number, tuple(fetched), len(ranges), frame_bytes)
+
+    def _fetch_alone(self, wanted: Wanted) -> Fetched:
+        try:
+            data = self._open().frames(wanted.pack, wanted.offset, wanted.frame_bytes)
+        except CachefsError as error:
+            return _failure(error)
+        return self._land(wanted, memoryview(data))
+
+    def _land(self, wanted: Wanted, frame: memoryview) -> Fetched:
+        try:
+            plain = decode_frame(frame, wanted.plain_bytes)
+        except (CorruptError, FormatError) as error:
+            return Fetched(Outcome.CORRUPT, message=self._blame(wanted, str(error)))
+        if chunk_id(plain) != wanted.chunk_id:
+            return Fetched(Outcome.CORRUPT, message=self._blame(wanted, "the content differs"))
+        if not wanted.segment:
+            return Fetched(Outcome.UNKEPT, bytes(plain))
+        try:
+            self._write(wanted, plain)
+        except OSError as error:
+            return Fetched(Outcome.UNKEPT, bytes(plain), f"cannot write to L1: {error.strerror}")
+        return Fetched(Outcome.KEPT)
+
+    def _write(self, wanted: Wanted, plain: bytes | memoryview) -> None:
+        fd = self._segments.get(wanted.segment)
+        if fd is None:
+            fd = self._segments[wanted.segment] = os.open(wanted.segment, os.O_WRONLY | os.O_CLOEXEC)
+        written = os.pwrite(fd, plain, wanted.position)
+        while written < len(plain):
+            more = os.pwrite(fd, memoryview(plain)[written:], wanted.position + written)
+            if not more:
+                raise OSError(5, "the disk takes no more")
+            written += more
+
+    def _list(self, job: ListJob) -> Listing:
+        store = self._open()
+        etags: dict[str, str] = {}
+        images: dict[str, Image] = {}
+        broken: dict[str, str] = {}
+        for entry in store.images():
+            etags[entry.name] = entry.etag
+            if job.known.get(entry.name) == entry.etag:
+                continue
+            try:
+                images[entry.name], etags[entry.name] = store.image(entry.name)
+            except StoreUnavailableError:
+                raise
+            except CachefsError as error:
+                broken[entry.name] = str(error)
+        return Listing(etags, images, broken)
+
+    def _blame(self, wanted: Wanted, why: str) -> str:
+        return (
+            f"chunk {wanted.chunk_id.hex()[:16]} in pack {wanted.pack.hex()[:16]} of {self._url} "
+            f"is corrupt: {why}"
+        )
+
+
+def _failure(error: CachefsError) -> Fetched:
+    if isinstance(error, ObjectMissingError):
+        return Fetched(Outcome.MISSING, message=str(error))
+    if isinstance(error, CorruptError):
+        return Fetched(Outcome.CORRUPT, message=str(error))
+    return Fetched(Outcome.UNAVAILABLE, message=str(error))
+
+
+def _receive(connection: socket.socket) -> Job | None:
+    header = _receive_exactly(connection, LENGTH.size)
+    if header is None:
+        return None
+    data = _receive_exactly(connection, LENGTH.unpack(header)[0])
+    if data is None:
+        return None
+    job: Job = pickle.loads(data)  # noqa: S301 - from our own daemon on a private socket
+    return job
+
+
+def _receive_exactly(connection: socket.socket, size_bytes: int) -> bytes | None:
+    data = connection.recv(size_bytes, socket.MSG_WAITALL)
+    return data if len(data) == size_bytes else None
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Ask the kernel to end this process with its parent; exit at once if that has ended already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        sys.exit(1)
+
+
+def main() -> None:
+    """Run a fetcher: `fetcher SOCKET_FD PARENT_PID STORE_URL STORE_IDENTITY`."""
+    fd, parent_pid, url, identity = sys.argv[1:5]
+    die_with_parent(int(parent_pid))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is the supervisor's
+    logging.basicConfig(level=logging.WARNING, format="fetcher: %(message)s")
+    fetcher = Fetcher(url, identity)
+    with socket.socket(fileno=int(fd)) as connection:
+        while (job := _receive(connection)) is not None:
+            connection.sendall(encode(fetcher.answer(job)))
+
+
+if __name__ == "__main__":
+    main()

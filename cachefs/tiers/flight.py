@@ -1,0 +1,26 @@
+"""A flight: one chunk on its way into L1, whoever waits for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import trio
+
+from cachefs.errors import CachefsError
+from cachefs.model.chunk import ChunkRef
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """Ends with exactly one of: a slot that holds the chunk, its plain bytes, an error."""
+
+    ref: ChunkRef
+    chunk_bytes: int
+    deadline_s: float
+    waiters: int = 0
+    ended: trio.Event = field(default_factory=trio.Event)
+    slot: int | None = None
+    plain: bytes | None = None
+    error: CachefsError | None = None
+    outages: int = 0
+    corruptions: int = 0

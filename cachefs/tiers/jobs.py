@@ -1,0 +1,121 @@
+"""What the daemon and a fetcher say to each other, and how: pickled values with a length before each.
+
+Both ends are the same program on a private socket pair, so pickle is safe here.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+from cachefs.model.image import Image
+
+LENGTH = struct.Struct("<I")
+
+
+class Outcome(Enum):
+    """How the fetch of one chunk ended."""
+
+    KEPT = "kept"
+    """Verified and written into its slot."""
+    UNKEPT = "unkept"
+    """Verified, but not in a slot: the answer carries the bytes."""
+    MISSING = "missing"
+    CORRUPT = "corrupt"
+    UNAVAILABLE = "unavailable"
+
+
+class Wanted(NamedTuple):
+    """One chunk to fetch. `segment` is the file to write it to at `position`; empty: to none."""
+
+    chunk_id: bytes
+    plain_bytes: int
+    pack: bytes
+    offset: int
+    frame_bytes: int
+    segment: str
+    position: int
+
+
+class Fetched(NamedTuple):
+    """How it went. `plain` has the bytes of an UNKEPT chunk, `message` the cause of a failure."""
+
+    outcome: Outcome
+    plain: bytes = b""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkJob:
+    """Fetch these chunks; the answer has their outcomes in the same order."""
+
+    number: int
+    wanted: tuple[Wanted, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunksDone:
+    """The answer to a ChunkJob. `requests` and `frame_bytes` are what it cost at the store."""
+
+    number: int
+    fetched: tuple[Fetched, ...]
+    requests: int
+    frame_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TableJob:
+    """Fetch a manifest and write it as a local table to `path`."""
+
+    number: int
+    manifest_id: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListJob:
+    """List the images; `known` has the etags of the records that need not be read again."""
+
+    number: int
+    known: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The answer to a ListJob: etags of all images, and the records that are new or changed.
+
+    `broken` has the images whose records cannot be understood, and why.
+    """
+
+    etags: dict[str, str]
+    images: dict[str, Image]
+    broken: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The answer to a TableJob (result None) or a ListJob."""
+
+    number: int
+    result: Listing | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A job failed as a whole."""
+
+    number: int
+    error: Exception
+
+
+Job = ChunkJob | TableJob | ListJob
+Answer = ChunksDone | Done | Failed
+
+
+def encode(message: Job | Answer) -> bytes:
+    """Return a message with its length before it."""
+    data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    return LENGTH.pack(len(data)) + data

@@ -1,0 +1,196 @@
+"""L1: chunks on the local disk.
+
+Knows which chunks are here, hands out slots to fill, and reads. Making room is the keeper's work
+(keeper.py); who fills the slots, and why, is the stack's.
+
+Concurrency: event loop only. A read that found a placement and reads it without an await in between
+needs no lock: nothing else runs. Whoever awaits in between pins the slot; a pinned slot is not emptied
+for another chunk.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+
+import trio
+
+from cachefs.index.database import Database
+from cachefs.index.epoch import Epoch
+from cachefs.index.folder import CacheFolder
+from cachefs.index.residency import Placement, Residency
+from cachefs.index.segments import (
+    INDEX_MASK,
+    Segment,
+    class_of,
+    extent_bytes_for,
+    slot_bytes_of,
+    slot_class,
+)
+from cachefs.metrics import Metrics
+from cachefs.policy.evict.seam import EvictionPolicy
+from cachefs.tiers.slots import ClassSlots
+
+logger = logging.getLogger(__name__)
+
+
+class L1:
+    """The local tier over a cache folder."""
+
+    def __init__(
+        self,
+        folder: CacheFolder,
+        database: Database,
+        quota_bytes: int,
+        make_policy: Callable[[], EvictionPolicy],
+        metrics: Metrics,
+    ) -> None:
+        self.folder = folder
+        self.quota_bytes = quota_bytes
+        self.metrics = metrics
+        self.epoch = Epoch(database)
+        self.classes: dict[int, ClassSlots] = {}
+        self.wake = trio.Event()
+        """Set when the keeper has something to do; replaced by the keeper."""
+        self.room = trio.Event()
+        """Set when slots became free; replaced by the keeper."""
+        self.on_emptied: Callable[[int], None] = lambda slot: None
+        """The keeper's: a slot lost its chunk and is to be freed after the commit."""
+        self._make_policy = make_policy
+        self._extent_slots: dict[int, int] = {}
+        self.residency = Residency(database, self._extent_slots)
+        self._load()
+
+    def find(self, chunk_id: bytes) -> Placement | None:
+        """Return where a chunk is, None if it is not here."""
+        return self.residency.get(chunk_id)
+
+    def is_suspect(self, placement: Placement) -> bool:
+        """Whether a chunk's bytes have to be verified before their first use."""
+        return placement.epoch < self.epoch.suspect_before
+
+    def place(self, slot: int) -> tuple[int, int]:
+        """Return the fd and the position in bytes at which a slot lies."""
+        segment = self.classes[slot_class(slot)].segment
+        return segment.fd, (slot & INDEX_MASK) * segment.slot_bytes
+
+    def touch(self, slot: int) -> None:
+        """A chunk was read."""
+        self.classes[slot_class(slot)].policy.touch(slot & INDEX_MASK)
+
+    def pin(self, slot: int) -> None:
+        """Hold a slot: its chunk stays until as many calls of `unpin`."""
+        self.classes[slot_class(slot)].pins[slot] += 1
+        self.metrics.pinned_slots += 1
+
+    def unpin(self, slot: int) -> None:
+        """Give up one hold on a slot."""
+        pins = self.classes[slot_class(slot)].pins
+        pins[slot] -= 1
+        if not pins[slot]:
+            del pins[slot]
+        self.metrics.pinned_slots -= 1
+
+    async def reserve(self, chunk_bytes: int, count: int, wait_s: float) -> list[int]:
+        """Return up to `count` slots to fill with chunks of at most `chunk_bytes`.
+
+        Waits up to `wait_s` for the first of them; an empty list means that L1 has no room now, and
+        the chunks are to be served without being kept.
+        """
+        slots = self.class_for(chunk_bytes)
+        with trio.move_on_after(wait_s):
+            while not slots.free:
+                self.wake.set()
+                await self.room.wait()
+        return self.take_free(chunk_bytes, count)
+
+    def take_free(self, chunk_bytes: int, count: int) -> list[int]:
+        """Return up to `count` slots to fill that are free now."""
+        slots = self.class_for(chunk_bytes)
+        taken = [slots.take() for _ in range(min(count, len(slots.free)))]
+        if len(slots.free) < slots.low or not slots.total:
+            self.wake.set()
+        return [slot for slot in taken if slot is not None]
+
+    def target(self, slot: int) -> tuple[str, int]:
+        """Return the path of the file and the position in bytes for whoever fills a slot."""
+        segment = self.classes[slot_class(slot)].segment
+        return str(segment.path), segment.position(slot)
+
+    def landed(self, slot: int, chunk_id: bytes, plain_bytes: int) -> int:
+        """A reserved slot now holds a chunk, written and verified. Returns the slot to read it from.
+
+        That is another one if the chunk came in by another way meanwhile.
+        """
+        found = self.residency.get(chunk_id)
+        if found is not None:
+            self.give_back(slot)
+            return found.slot
+        self.classes[slot_class(slot)].filled(slot)
+        self.residency.put(chunk_id, Placement(slot, plain_bytes, self.epoch.now))
+        return slot
+
+    def give_back(self, slot: int) -> None:
+        """A reserved slot was not filled, and nobody will write to it any more."""
+        self.classes[slot_class(slot)].not_filled(slot)
+
+    def verified(self, chunk_id: bytes, placement: Placement) -> None:
+        """A chunk's bytes were compared with its id and are right."""
+        if self.residency.get(chunk_id) == placement:
+            self.residency.put(chunk_id, placement._replace(epoch=self.epoch.now))
+
+    def drop(self, chunk_id: bytes, slot: int) -> None:
+        """Give up a chunk: evicted, corrupt or unreadable."""
+        found = self.residency.get(chunk_id)
+        if found is not None and found.slot == slot:
+            self.residency.drop(chunk_id, slot)
+            self.classes[slot_class(slot)].emptied(slot)
+            self.on_emptied(slot)
+
+    def class_for(self, chunk_bytes: int) -> ClassSlots:
+        """Return the slots for chunks of `chunk_bytes`, making the class if it is new."""
+        number = class_of(chunk_bytes)
+        if number not in self.classes:
+            self._add_class(number)
+        return self.classes[number]
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Disk space of all extents; never over the quota."""
+        return sum(len(c.extents) * c.segment.extent_bytes for c in self.classes.values())
+
+    @property
+    def resident_chunks(self) -> int:
+        """How many chunks are here."""
+        return sum(slots.occupied for slots in self.classes.values())
+
+    @property
+    def resident_bytes(self) -> int:
+        """What the occupied slots take."""
+        return sum(slots.occupied * slots.segment.slot_bytes for slots in self.classes.values())
+
+    def free_disk_bytes(self) -> int:
+        """Return the free space of the cache's file system, as an ordinary user sees it."""
+        stat = os.statvfs(self.folder.path)
+        return stat.f_bavail * stat.f_frsize
+
+    def close(self) -> None:
+        """Close the files. The keeper has to have stopped."""
+        self.residency.close()
+        for slots in self.classes.values():
+            slots.segment.close()
+
+    def _add_class(self, number: int, extent_slots: int = 0) -> None:
+        slot_bytes = slot_bytes_of(number)
+        extent_bytes = extent_slots * slot_bytes or extent_bytes_for(self.quota_bytes, slot_bytes)
+        segment = Segment(self.folder.segments_path, number, extent_bytes)
+        self.classes[number] = ClassSlots(segment, self._make_policy())
+        self._extent_slots[number] = segment.extent_slots
+
+    def _load(self) -> None:
+        """Take over what an earlier run left: extents and occupied slots, without a scan of chunks."""
+        for row in self.residency.extents():
+            if row.number not in self.classes:
+                self._add_class(row.number, row.slots)
+            self.classes[row.number].add_extent(row.extent, row.bitmap)

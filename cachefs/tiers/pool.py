@@ -1,0 +1,224 @@
+"""The pool of fetchers: gives jobs to processes, by priority, and survives their deaths.
+
+A job that a fetcher took with it is given to another. A slot that a dead fetcher may have been writing
+to is handed on only when the process is really gone.
+
+Concurrency: event loop only.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from cachefs.errors import StoreUnavailableError
+from cachefs.metrics import Metrics
+from cachefs.tiers.jobs import LENGTH, Answer, ChunkJob, Failed, Job, encode
+
+logger = logging.getLogger(__name__)
+
+_JOBS_AHEAD = 2
+"""Jobs that a fetcher has at once: the next lies in its socket when it ends one."""
+
+_MAX_DEATHS = 3
+"""A job that ended so many fetchers is not tried again."""
+
+
+@dataclass(order=True, slots=True)
+class _Ticket:
+    priority: int
+    serial: int
+    job: Job = field(compare=False)
+    done: Callable[[Answer], None] = field(compare=False)
+    deaths: int = field(default=0, compare=False)
+
+
+@dataclass(slots=True)
+class _Running:
+    process: trio.Process
+    stream: trio.SocketStream
+    tickets: dict[int, _Ticket]
+    last_sign_s: float
+    room: trio.Event
+
+
+class FetcherPool:
+    """Runs `count` fetchers for one store."""
+
+    def __init__(
+        self,
+        store_url: str,
+        store_identity: str,
+        count: int,
+        lock_fd: int,
+        job_timeout_s: float,
+        metrics: Metrics,
+    ) -> None:
+        self._arguments = (store_url, store_identity)
+        self._count = count
+        self._lock_fd = lock_fd
+        self._job_timeout_s = job_timeout_s
+        self._metrics = metrics
+        self._queue: list[_Ticket] = []
+        self._serial = itertools.count()
+        self._arrived = trio.Event()
+        self.pids: set[int] = set()
+
+    @property
+    def queued(self) -> int:
+        """Jobs that no fetcher has yet."""
+        return len(self._queue)
+
+    def next_number(self) -> int:
+        """Return a number for a new job."""
+        return next(self._serial)
+
+    def submit(self, job: Job, priority: int, done: Callable[[Answer], None]) -> None:
+        """Queue a job; `done` is called with its answer, from the event loop."""
+        self._requeue(_Ticket(priority, job.number, job, done))
+
+    async def ask(self, job: Job, priority: int) -> Answer:
+        """Queue a job and return its answer.
+
+        Raises:
+            CachefsError: the job failed.
+        """
+        arrived = trio.Event()
+        answers: list[Answer] = []
+
+        def done(answer: Answer) -> None:
+            answers.append(answer)
+            arrived.set()
+
+        self.submit(job, priority, done)
+        await arrived.wait()
+        if isinstance(answers[0], Failed):
+            raise answers[0].error
+        return answers[0]
+
+    async def run(self) -> None:
+        """Keep the fetchers running until cancelled; then end them and wait until they are gone."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(self._count):
+                nursery.start_soon(self._keep_one)
+
+    async def _keep_one(self) -> None:
+        backoff_s = 0.0
+        while True:
+            started_s = trio.current_time()
+            try:
+                await self._run_one()
+            except OSError as error:  # no process or no socket to be had now
+                logger.error("cannot start a fetcher: %s", error)
+            self._metrics.fetcher_deaths += 1
+            backoff_s = 0.0 if trio.current_time() - started_s > 10 else min(5.0, backoff_s * 2 + 0.05)
+            await trio.sleep(backoff_s)
+
+    async def _run_one(self) -> None:
+        running = await self._start()
+        try:
+            async with trio.open_nursery() as nursery:
+                stop = nursery.cancel_scope.cancel
+                nursery.start_soon(self._send_jobs, running)
+                nursery.start_soon(self._until, self._receive_answers, running, stop)
+                nursery.start_soon(self._until, self._watch, running, stop)
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            logger.debug("fetcher %d closed its socket", running.process.pid)
+        finally:
+            with trio.CancelScope(shield=True):
+                running.process.kill()
+                await running.process.wait()
+                await running.stream.aclose()
+            self.pids.discard(running.process.pid)
+            self._take_back(running)
+
+    async def _until(
+        self,
+        task: Callable[[_Running], Coroutine[Any, Any, None]],
+        running: _Running,
+        stop: Callable[[], None],
+    ) -> None:
+        await task(running)
+        stop()
+
+    async def _start(self) -> _Running:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            fd = theirs.fileno()
+            process = await trio.lowlevel.open_process(
+                [sys.executable, "-m", "cachefs.tiers.fetcher", str(fd), str(os.getpid()), *self._arguments],
+                pass_fds=(fd, self._lock_fd),
+                stdin=subprocess.DEVNULL,
+            )
+        self.pids.add(process.pid)
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        return _Running(process, stream, {}, trio.current_time(), trio.Event())
+
+    async def _send_jobs(self, running: _Running) -> None:
+        while True:
+            while len(running.tickets) >= _JOBS_AHEAD:
+                running.room = trio.Event()
+                await running.room.wait()
+            while not self._queue:
+                await self._arrived.wait()
+            ticket = heapq.heappop(self._queue)
+            if not running.tickets:
+                running.last_sign_s = trio.current_time()
+            running.tickets[ticket.job.number] = ticket
+            await running.stream.send_all(encode(ticket.job))
+
+    async def _receive_answers(self, running: _Running) -> None:
+        buffer = bytearray()
+        while True:
+            received = await running.stream.receive_some(1 << 20)
+            if not received:
+                return
+            buffer += received
+            running.last_sign_s = trio.current_time()
+            while len(buffer) >= LENGTH.size:
+                end = LENGTH.size + LENGTH.unpack_from(buffer)[0]
+                if len(buffer) < end:
+                    break
+                answer: Answer = pickle.loads(memoryview(buffer)[LENGTH.size : end])  # noqa: S301
+                del buffer[:end]
+                ticket = running.tickets.pop(answer.number)
+                running.room.set()
+                ticket.done(answer)
+
+    async def _watch(self, running: _Running) -> None:
+        """Return when the fetcher has been silent over a job for too long."""
+        while True:
+            await trio.sleep(min(1.0, self._job_timeout_s / 4))
+            silent_s = trio.current_time() - running.last_sign_s
+            if running.tickets and silent_s > self._job_timeout_s:
+                logger.warning(
+                    "fetcher %d is silent for %.0f s: it is ended", running.process.pid, silent_s
+                )
+                return
+
+    def _take_back(self, running: _Running) -> None:
+        """Queue the jobs of a fetcher that is gone again, or give them up."""
+        for ticket in running.tickets.values():
+            ticket.deaths += 1
+            if ticket.deaths < _MAX_DEATHS:
+                self._requeue(ticket)
+                continue
+            kind = "chunks" if isinstance(ticket.job, ChunkJob) else "a manifest or the list of images"
+            error = StoreUnavailableError(f"fetchers that were asked for {kind} ended {ticket.deaths} times")
+            ticket.done(Failed(ticket.job.number, error))
+
+    def _requeue(self, ticket: _Ticket) -> None:
+        heapq.heappush(self._queue, ticket)
+        self._arrived.set()
+        self._arrived = trio.Event()

@@ -1,0 +1,207 @@
+"""The stack: brings chunks into L1, each by one flight at a time, whoever asks.
+
+A miss becomes a flight. Flights are grouped into jobs for the fetchers, and end when a fetcher has
+written the verified chunk into a slot. An outage is tried again, with growing pauses, while somebody
+still waits; corrupt bytes are asked for once more and never kept. L1 is optional: with no slot to be
+had the chunk comes back as bytes.
+
+Concurrency: event loop only. A flight that lands pins its slot until its last waiter has left.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import trio
+
+from cachefs.errors import CachefsError, CorruptError, DeadlineError, NotFoundError, StoreUnavailableError
+from cachefs.metrics import Metrics
+from cachefs.model.chunk import ChunkRef
+from cachefs.tiers.flight import Flight
+from cachefs.tiers.jobs import Answer, ChunkJob, ChunksDone, Fetched, Outcome, Wanted
+from cachefs.tiers.l1 import L1
+from cachefs.tiers.pool import FetcherPool
+from cachefs.units import KIB
+
+DEMAND = 0
+"""The priority of what a reader waits for: before everything else."""
+
+JOB_BYTES = 256 * KIB
+"""Plain bytes of one job: large enough that its cost (about 0.2 ms) is small beside its work,
+small enough that a read of 1 MiB is spread over the fetchers."""
+
+_RESERVE_WAIT_S = 0.25
+"""How long a fetch waits for a slot before the chunk is served without being kept."""
+
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 2.0
+
+
+class Stack:
+    """Single flight over an L1 and a pool of fetchers."""
+
+    def __init__(self, l1: L1, pool: FetcherPool, nursery: trio.Nursery, metrics: Metrics) -> None:
+        self._l1 = l1
+        self._pool = pool
+        self._nursery = nursery
+        self._metrics = metrics
+        self._flights: dict[bytes, Flight] = {}
+
+    @contextmanager
+    def flights(
+        self, refs: Sequence[ChunkRef], chunk_bytes: int, deadline_s: float
+    ) -> Iterator[list[Flight]]:
+        """Start or join the flights of chunks that L1 does not hold, and leave them at the end.
+
+        Equal chunks share one flight. `deadline_s` is on trio's clock.
+        """
+        joined: list[Flight] = []
+        fresh: list[Flight] = []
+        for ref in refs:
+            flight = self._flights.get(ref.id)
+            if flight is None:
+                flight = self._flights[ref.id] = Flight(ref, chunk_bytes, deadline_s)
+                fresh.append(flight)
+            else:
+                self._metrics.joined_chunks += 1
+            flight.waiters += 1
+            flight.deadline_s = max(flight.deadline_s, deadline_s)
+            joined.append(flight)
+        self._metrics.flights = len(self._flights)
+        if fresh:
+            self._start(fresh, chunk_bytes)
+        try:
+            yield joined
+        finally:
+            for flight in joined:
+                self._leave(flight)
+
+    async def wait(self, flights: Sequence[Flight], deadline_s: float) -> None:
+        """Wait until all flights have ended well.
+
+        Raises:
+            DeadlineError: one was still under way at the deadline.
+            CachefsError: one ended with an error.
+        """
+        for flight in flights:
+            if not flight.ended.is_set():
+                with trio.move_on_at(deadline_s):
+                    await flight.ended.wait()
+            if flight.error is not None:
+                raise flight.error
+            if not flight.ended.is_set():
+                raise DeadlineError(
+                    f"chunk {flight.ref.id.hex()[:16]} did not come from the store within the deadline"
+                )
+
+    def _leave(self, flight: Flight) -> None:
+        flight.waiters -= 1
+        if not flight.waiters and flight.slot is not None:
+            self._l1.unpin(flight.slot)
+
+    def _start(self, flights: list[Flight], chunk_bytes: int) -> None:
+        """Send flights off: at once where L1 has free slots, else when it has some."""
+        if len(self._l1.class_for(chunk_bytes).free) >= len(flights):
+            slots: list[int | None] = list(self._l1.take_free(chunk_bytes, len(flights)))
+            self._submit(flights, slots)
+        else:
+            self._nursery.start_soon(self._start_later, flights, chunk_bytes)
+
+    async def _start_later(self, flights: list[Flight], chunk_bytes: int) -> None:
+        slots: list[int | None] = []
+        slots += await self._l1.reserve(chunk_bytes, len(flights), _RESERVE_WAIT_S)
+        slots += [None] * (len(flights) - len(slots))
+        self._submit(flights, slots)
+
+    def _submit(self, flights: list[Flight], slots: list[int | None]) -> None:
+        pairs = sorted(
+            zip(flights, slots, strict=True), key=lambda pair: (pair[0].ref.pack, pair[0].ref.offset)
+        )
+        job: list[tuple[Flight, int | None]] = []
+        job_bytes = 0
+        for pair in pairs:
+            if job and job_bytes + pair[0].ref.plain_bytes > JOB_BYTES:
+                self._submit_job(job)
+                job, job_bytes = [], 0
+            job.append(pair)
+            job_bytes += pair[0].ref.plain_bytes
+        self._submit_job(job)
+
+    def _submit_job(self, pairs: list[tuple[Flight, int | None]]) -> None:
+        job = ChunkJob(
+            self._pool.next_number(), tuple(self._wanted(flight.ref, slot) for flight, slot in pairs)
+        )
+        self._pool.submit(job, DEMAND, lambda answer: self._answered(pairs, answer))
+
+    def _wanted(self, ref: ChunkRef, slot: int | None) -> Wanted:
+        segment, position = ("", 0) if slot is None else self._l1.target(slot)
+        return Wanted(ref.id, ref.plain_bytes, ref.pack, ref.offset, ref.frame_bytes, segment, position)
+
+    def _answered(self, pairs: list[tuple[Flight, int | None]], answer: Answer) -> None:
+        if isinstance(answer, ChunksDone):
+            self._metrics.l3_requests += answer.requests
+            self._metrics.l3_frame_bytes += answer.frame_bytes
+            fetched = answer.fetched
+        else:
+            message = str(getattr(answer, "error", "the fetcher failed"))
+            fetched = (Fetched(Outcome.UNAVAILABLE, message=message),) * len(pairs)
+        for (flight, slot), result in zip(pairs, fetched, strict=True):
+            self._chunk_answered(flight, slot, result)
+        self._metrics.flights = len(self._flights)
+
+    def _chunk_answered(self, flight: Flight, slot: int | None, result: Fetched) -> None:
+        ref = flight.ref
+        if result.outcome is Outcome.KEPT and slot is not None:
+            self._metrics.l3_chunks += 1
+            self._metrics.l3_plain_bytes += ref.plain_bytes
+            slot = self._l1.landed(slot, ref.id, ref.plain_bytes)
+            if flight.waiters:
+                self._l1.pin(slot)
+                flight.slot = slot
+            self._end(flight)
+            return
+        if slot is not None:
+            self._l1.give_back(slot)
+        if result.outcome is Outcome.UNKEPT:
+            self._metrics.l3_chunks += 1
+            self._metrics.l3_plain_bytes += ref.plain_bytes
+            self._metrics.unkept_chunks += 1
+            self._metrics.l1_errors += slot is not None
+            flight.plain = result.plain
+            self._end(flight)
+        else:
+            self._failed(flight, result)
+
+    def _failed(self, flight: Flight, result: Fetched) -> None:
+        """Try again what may get better while somebody waits; end the flight else."""
+        if result.outcome is Outcome.MISSING:
+            self._end(flight, NotFoundError(result.message))
+        elif result.outcome is Outcome.CORRUPT:
+            self._metrics.l3_corrupt += 1
+            flight.corruptions += 1
+            if flight.corruptions > 1:
+                self._end(flight, CorruptError(result.message))
+            else:
+                self._start([flight], flight.chunk_bytes)
+        elif not flight.waiters or trio.current_time() >= flight.deadline_s:
+            self._end(flight, StoreUnavailableError(result.message))
+        else:
+            self._metrics.l3_retries += 1
+            flight.outages += 1
+            self._nursery.start_soon(self._try_again, flight, result.message)
+
+    async def _try_again(self, flight: Flight, message: str) -> None:
+        pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (flight.outages - 1))
+        await trio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
+        if flight.waiters:
+            self._start([flight], flight.chunk_bytes)
+        else:
+            self._end(flight, StoreUnavailableError(message))
+
+    def _end(self, flight: Flight, error: CachefsError | None = None) -> None:
+        flight.error = error
+        del self._flights[flight.ref.id]
+        self._metrics.flights = len(self._flights)
+        flight.ended.set()

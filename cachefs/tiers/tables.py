@@ -1,0 +1,113 @@
+"""The manifest tables of the images that are in use: local copies, fetched when first needed.
+
+Concurrency: event loop only; two that ask for the same table share one fetch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from pathlib import Path
+
+import trio
+
+from cachefs.errors import CacheError, TableDamagedError
+from cachefs.index.manifest_table import ManifestTable, PageCache
+from cachefs.tiers.jobs import TableJob
+from cachefs.tiers.pool import FetcherPool
+from cachefs.units import MIB
+
+logger = logging.getLogger(__name__)
+
+_TABLE_PRIORITY = 0
+_PAGE_CACHE_BYTES = 8 * MIB
+"""The records of about 190,000 chunks: 12 GiB of images in 64 KiB chunks under random reads."""
+
+_MAX_OPEN = 1024
+"""Tables with an open file; the one used longest ago is closed for another."""
+
+_FIRST_PAUSE_S = 0.1
+
+
+class Tables:
+    """Local tables by manifest id."""
+
+    def __init__(self, folder: Path, pool: FetcherPool) -> None:
+        self._folder = folder
+        self._pool = pool
+        self._pages = PageCache(_PAGE_CACHE_BYTES)
+        self._open: OrderedDict[str, ManifestTable] = OrderedDict()
+        self._locks: dict[str, trio.Lock] = {}
+
+    def opened(self, manifest_id: str) -> ManifestTable | None:
+        """Return a table that is open already."""
+        return self._open.get(manifest_id)
+
+    async def get(self, manifest_id: str, deadline_s: float) -> ManifestTable:
+        """Return a table, fetching the manifest if this host has none; tries until the deadline.
+
+        Raises:
+            CachefsError: it can't be had, or is corrupt in the store.
+            trio.TooSlowError: not before the deadline.
+        """
+        lock = self._locks.setdefault(manifest_id, trio.Lock())
+        async with lock:
+            table = self._open.get(manifest_id) or self._local(manifest_id)
+            if table is None:
+                with trio.fail_at(deadline_s):
+                    await self._fetch(manifest_id)
+                table = self._local(manifest_id)
+            if table is None:
+                raise CacheError(f"the table of manifest {manifest_id[:16]} went away")
+            self._keep(manifest_id, table)
+        if not lock.statistics().tasks_waiting:
+            self._locks.pop(manifest_id, None)
+        return table
+
+    def discard(self, manifest_id: str) -> None:
+        """Remove a local table that is damaged, or not needed any more."""
+        table = self._open.pop(manifest_id, None)
+        if table is not None:
+            table.close()
+        (self._folder / manifest_id).unlink(missing_ok=True)
+
+    def known(self) -> set[str]:
+        """Return the manifest ids of all local tables."""
+        return {path.name for path in self._folder.iterdir() if not path.name.startswith(".")}
+
+    def close(self) -> None:
+        """Close all tables."""
+        for table in self._open.values():
+            table.close()
+        self._open.clear()
+
+    def _local(self, manifest_id: str) -> ManifestTable | None:
+        path = self._folder / manifest_id
+        try:
+            return ManifestTable(path, self._pages)
+        except FileNotFoundError:
+            return None
+        except TableDamagedError as error:
+            logger.warning("%s; it is fetched again", error)
+            path.unlink(missing_ok=True)
+            return None
+
+    async def _fetch(self, manifest_id: str) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            job = TableJob(self._pool.next_number(), manifest_id, str(self._folder / manifest_id))
+            try:
+                await self._pool.ask(job, _TABLE_PRIORITY)
+                return
+            except Exception as error:
+                if not getattr(error, "transient", False):
+                    raise
+            await trio.sleep(pause_s)
+            pause_s = min(2.0, pause_s * 2)
+
+    def _keep(self, manifest_id: str, table: ManifestTable) -> None:
+        self._open[manifest_id] = table
+        self._open.move_to_end(manifest_id)
+        if len(self._open) > _MAX_OPEN:
+            _, oldest = self._open.popitem(last=False)
+            oldest.close()
