@@ -76,7 +76,7 @@ class MountSection(_Section):
     """How the kernel sees the mount."""
 
     allow_other: bool = True
-    """Whether other users than the one who mounts may read (root mounts only, or user_allow_other)."""
+    """Whether other users than the one who mounts may read. Only a mount by root can allow it."""
     read_ahead_bytes: Size = Field(default=MIB, ge=0, le=64 * MIB)
     """The kernel's readahead for buffered reads of the mount (set by root only)."""
     max_read_bytes: Size = Field(default=MIB, ge=4 * KIB, le=MIB)
@@ -115,7 +115,18 @@ MOUNT_OPTIONS: dict[str, tuple[str, str]] = {
 }
 """What `-o name=value` sets; `-o name` and `-o noname` set a switch."""
 
-_KERNEL_OPTIONS = {"ro", "rw", "nosuid", "suid", "nodev", "dev", "exec", "noexec", "noatime", "relatime"}
+_KERNEL_OPTIONS = {
+    "ro",
+    "rw",
+    "nosuid",
+    "suid",
+    "nodev",
+    "dev",
+    "exec",
+    "noexec",
+    "noatime",
+    "relatime",
+}
 """Accepted, and without effect: an image is read-only and never a device, whatever is asked for."""
 
 
@@ -152,7 +163,8 @@ def parse_mount_options(text: str) -> dict[str, dict[str, object]]:
         known = MOUNT_OPTIONS.get(name) or MOUNT_OPTIONS.get(name.removeprefix("no"))
         if known is None:
             raise ConfigError(
-                f"mount option '{name}' does not exist: take one of {', '.join(sorted(MOUNT_OPTIONS))}"
+                f"mount option '{name}' does not exist: "
+                f"take one of {', '.join(sorted(MOUNT_OPTIONS))}"
             )
         section, key = known
         overrides.setdefault(section, {})[key] = value if equals else name in MOUNT_OPTIONS

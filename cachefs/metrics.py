@@ -61,5 +61,7 @@ class Metrics:
         """Yield all figures as Prometheus metrics, `cachefs_` before their names."""
         for metric in fields(self):
             name, text = f"cachefs_{metric.name}", metric.metadata["help"]
-            family = CounterMetricFamily if metric.metadata["kind"] == "counter" else GaugeMetricFamily
+            family = (
+                CounterMetricFamily if metric.metadata["kind"] == "counter" else GaugeMetricFamily
+            )
             yield family(name, text, value=getattr(self, metric.name))

@@ -1,8 +1,9 @@
 """The read path: bytes of an image from L1, or from the tiers below.
 
-A hit is one synchronous step: chunk index -> chunk id (table) -> placement (residency) -> preadv from
-the slot. It takes no await, no thread, no lock and no decompression. What that step can't answer (a
-miss, a page that is not in the page cache, a chunk that has to be verified first) takes the long way.
+A hit is one synchronous step: chunk index -> chunk id (table) -> placement (residency) -> preadv
+from the slot. It takes no await, no thread, no lock and no decompression. What that step can't
+answer (a miss, a page that is not in the page cache, a chunk that has to be verified first) takes
+the long way.
 
 Concurrency: event loop only. `_buffer` is shared by all hits: pyfuse3 copies a reply to the kernel
 before anything else runs on this thread. Everything that awaits builds its own bytes.

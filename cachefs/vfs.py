@@ -1,8 +1,8 @@
 """The file system as names and attributes: images as files, the parts of their names as folders.
 
-A plain module without FUSE: a Tree is one immutable state, made from a listing of images, and the Vfs
-holds the current one. Inodes are derived from what they stand for, so they mean the same in every
-daemon: a version of an image keeps its inode for ever, a new version is a new inode.
+A plain module without FUSE: a Tree is one immutable state, made from a listing of images, and the
+Vfs holds the current one. Inodes are derived from what they stand for, so they mean the same in
+every daemon: a version of an image keeps its inode for ever, a new version is a new inode.
 """
 
 from __future__ import annotations

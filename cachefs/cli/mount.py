@@ -42,7 +42,7 @@ def mount_command(
     cache_dir: Path | None,
     config_path: Path | None,
     options: tuple[str, ...],
-    foreground: bool,  # noqa: FBT001 - click's
+    foreground: bool,
     mountpoint: Path,
 ) -> None:
     """Show the images of a store as files below MOUNTPOINT. Returns when the mount answers."""
@@ -56,7 +56,7 @@ def mount_command(
 @click.option("--lazy", is_flag=True, help="Take it out of the tree now; open files live on.")
 @click.option("--wait", "wait_s", default=30.0, show_default=True, help="Seconds for a clean end.")
 @click.argument("mountpoint", type=click.Path(path_type=Path))
-def umount_command(mountpoint: Path, lazy: bool, wait_s: float) -> None:  # noqa: FBT001 - click's
+def umount_command(mountpoint: Path, lazy: bool, wait_s: float) -> None:
     """End a mount, and wait until its cache is written."""
     folder = _run_folder(mountpoint)
     answer = _ask_supervisor(folder, mountpoint, {"command": "unmount", "lazy": lazy})
@@ -69,7 +69,7 @@ def umount_command(mountpoint: Path, lazy: bool, wait_s: float) -> None:  # noqa
 @click.command("status")
 @json_option
 @click.argument("mountpoint", type=click.Path(path_type=Path))
-def status_command(mountpoint: Path, as_json: bool) -> None:  # noqa: FBT001 - click's
+def status_command(mountpoint: Path, as_json: bool) -> None:
     """Tell how a mount is doing: its daemon, its cache, its store, what it served from where."""
     folder = _run_folder(mountpoint)
     status = _ask_supervisor(folder, mountpoint, {"command": "status"})
@@ -87,7 +87,7 @@ def status_command(mountpoint: Path, as_json: bool) -> None:  # noqa: FBT001 - c
 @click.command("scrub")
 @json_option
 @click.argument("mountpoint", type=click.Path(path_type=Path))
-def scrub_command(mountpoint: Path, as_json: bool) -> None:  # noqa: FBT001 - click's
+def scrub_command(mountpoint: Path, as_json: bool) -> None:
     """Verify all that a mount's L1 holds, now and at full speed."""
     answer = _ask_daemon(_run_folder(mountpoint), {"command": "scrub"}, _SCRUB_WAIT_S)
     if as_json:
@@ -208,18 +208,19 @@ def _for_people(status: dict[str, Any]) -> str:
     share = 100 * metrics["l1_hit_chunks"] / asked if asked else 0.0
     if daemon["store"]["error"]:
         lines.append(f"  store     does not answer: {daemon['store']['error']}")
-    lines += [
-        f"  images    {daemon['store']['images']}",
-        f"  L1        {format_size(l1['resident_bytes'])} in {l1['resident_chunks']} chunks, "
-        f"of {format_size(l1['quota_bytes'])} in {l1['dir']}",
-        f"  reads     {metrics['reads']}, {format_size(metrics['read_bytes'])}, "
+    held, quota = format_size(l1["resident_bytes"]), format_size(l1["quota_bytes"])
+    fetched, compressed = (format_size(metrics[f"l3_{kind}_bytes"]) for kind in ("plain", "frame"))
+    rows = {
+        "images": f"{daemon['store']['images']}",
+        "L1": f"{held} in {l1['resident_chunks']} chunks, of {quota} in {l1['dir']}",
+        "reads": f"{metrics['reads']} by the daemon, {format_size(metrics['read_bytes'])}, "
         f"{metrics['read_errors']} failed, {metrics['waiting_reads']} waiting",
-        f"  chunks    {metrics['l1_hit_chunks']} from L1 ({share:.1f}%), {metrics['miss_chunks']} missed, "
-        f"{metrics['zero_chunks']} zero",
-        f"  fetched   {format_size(metrics['l3_plain_bytes'])} in {metrics['l3_requests']} requests, "
-        f"{format_size(metrics['l3_frame_bytes'])} compressed",
-        f"  corrupt   {metrics['l1_corrupt']} in L1, {metrics['l3_corrupt']} in the store",
-    ]
+        "chunks": f"{metrics['l1_hit_chunks']} from L1 ({share:.1f}%), "
+        f"{metrics['miss_chunks']} missed, {metrics['zero_chunks']} zero",
+        "fetched": f"{fetched} in {metrics['l3_requests']} requests, {compressed} compressed",
+        "corrupt": f"{metrics['l1_corrupt']} in L1, {metrics['l3_corrupt']} in the store",
+    }
+    lines += [f"  {name:<10}{text}" for name, text in rows.items()]
     return "\n".join(lines)
 
 

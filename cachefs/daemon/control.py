@@ -24,7 +24,7 @@ _IDLE_S = 60.0
 
 async def serve_control(path: Path, commands: dict[str, Command]) -> None:
     """Answer `{"command": name, ...}` on a Unix socket at `path` until cancelled."""
-    path.unlink(missing_ok=True)
+    await trio.Path(path).unlink(missing_ok=True)
     listener = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
     old_mask = os.umask(0o177)
     try:
@@ -33,11 +33,9 @@ async def serve_control(path: Path, commands: dict[str, Command]) -> None:
         os.umask(old_mask)
     listener.listen(16)
     try:
-        await trio.serve_listeners(
-            partial(_serve_one, commands), [trio.SocketListener(listener)]
-        )
+        await trio.serve_listeners(partial(_serve_one, commands), [trio.SocketListener(listener)])
     finally:
-        path.unlink(missing_ok=True)
+        os.unlink(path)
 
 
 async def _serve_one(commands: dict[str, Command], stream: trio.SocketStream) -> None:

@@ -1,7 +1,7 @@
 """The listing: follows the images of the store, so that the mount shows what is there.
 
-A listing is written down (names.py) before it is shown, so that a daemon that starts again knows every
-inode that the kernel may know.
+A listing is written down (names.py) before it is shown, so that a daemon that starts again knows
+every inode that the kernel may know.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ class ListingTask:
         listing = answer.result
         self._complain(listing.broken)
         images = {
-            name: KnownImage(listing.images[name], etag) if name in listing.images else self._known[name]
+            name: KnownImage(listing.images[name], etag)
+            if name in listing.images
+            else self._known[name]
             for name, etag in listing.etags.items()
             if name in listing.images or name in self._known
         }
@@ -88,7 +90,9 @@ class ListingTask:
         self._known = images
         self._vfs.show(tree)
         for name in tree.hidden:
-            self._complain({**self._complaints, name: f"image '{name}' is hidden by another's name"})
+            self._complain(
+                {**self._complaints, name: f"image '{name}' is hidden by another's name"}
+            )
 
     def _complain(self, complaints: dict[str, str]) -> None:
         for name, message in complaints.items():

@@ -123,7 +123,9 @@ class Daemon:
         return {"images": len(self.vfs.tree.files()), "error": self.listing.last_error}
 
 
-async def run_daemon(config: Config, fuse_fd: int, supervisor: Supervisor, run_dir: Path, *, fresh: bool) -> None:
+async def run_daemon(
+    config: Config, fuse_fd: int, supervisor: Supervisor, run_dir: Path, *, fresh: bool
+) -> None:
     """Run a daemon until the supervisor wants it to stop.
 
     Raises:
@@ -148,7 +150,9 @@ async def run_daemon(config: Config, fuse_fd: int, supervisor: Supervisor, run_d
             folder.close()
 
 
-async def _run_tasks(daemon: Daemon, fuse_fd: int, supervisor: Supervisor, run_dir: Path, *, fresh: bool) -> None:
+async def _run_tasks(
+    daemon: Daemon, fuse_fd: int, supervisor: Supervisor, run_dir: Path, *, fresh: bool
+) -> None:
     config = daemon.config
     async with trio.open_nursery() as nursery:
         open_session(daemon.operations(nursery), fuse_fd)
@@ -166,11 +170,25 @@ async def _run_tasks(daemon: Daemon, fuse_fd: int, supervisor: Supervisor, run_d
                 _serve_metrics(config.metrics.listen, daemon.metrics)
             nursery.start_soon(_serve_fuse, nursery.cancel_scope)
             supervisor.ready()
-            await supervisor.wait_for_stop()
+            await _wait_for_stop(supervisor)
             end_session()
         finally:
             nursery.cancel_scope.cancel()
     close_session()
+
+
+async def _wait_for_stop(supervisor: Supervisor) -> None:
+    """Return when the supervisor or SIGTERM (also sent when the supervisor dies) says stop."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait_for_signal() -> None:
+            with trio.open_signal_receiver(signal.SIGTERM) as signals:
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
+
+        nursery.start_soon(wait_for_signal)
+        await supervisor.wait_for_stop()
+        nursery.cancel_scope.cancel()
 
 
 async def _serve_fuse(scope: trio.CancelScope) -> None:
@@ -183,7 +201,7 @@ async def _serve_fuse(scope: trio.CancelScope) -> None:
 
 
 async def _store_identity(url: str, cache_path: Path, *, fresh: bool) -> str:
-    """Ask the store who it is. A daemon that starts again while the store is away believes the cache."""
+    """Ask the store who it is; starting again while it is away, believe the cache folder."""
     try:
         with trio.fail_after(_STORE_WAIT_S):
             store = await trio.to_thread.run_sync(open_store, url, abandon_on_cancel=True)
@@ -194,7 +212,9 @@ async def _store_identity(url: str, cache_path: Path, *, fresh: bool) -> str:
             logger.warning("starting without the store: %s", error)
             return known
         if isinstance(error, trio.TooSlowError):
-            raise StoreUnavailableError(f"{url} does not answer within {_STORE_WAIT_S:.0f} s") from error
+            raise StoreUnavailableError(
+                f"{url} does not answer within {_STORE_WAIT_S:.0f} s"
+            ) from error
         raise
 
 
@@ -233,7 +253,7 @@ def main(arguments: list[str] | None = None) -> int:
         trio.run(run)
     except CachefsError as error:
         supervisor.failed(str(error), error.exit_code)
-        logger.error("%s", error)
+        logger.error("%s", error)  # noqa: TRY400 - the message says it all
         return error.exit_code
     except BaseExceptionGroup as group:
         return _report(group, supervisor)
@@ -250,5 +270,3 @@ def _report(group: BaseExceptionGroup[BaseException], supervisor: Supervisor) ->
     exit_code = first.exit_code if isinstance(first, CachefsError) else 1
     supervisor.failed(str(first), exit_code)
     return exit_code
-
-

@@ -1,6 +1,7 @@
 """What every handler goes through: errors become errnos, and nothing else ends the mount.
 
-An exception other than FUSEError in a handler ends pyfuse3's main loop, and so all reads of all guests.
+An exception other than FUSEError in a handler ends pyfuse3's main loop, and so all reads of all
+guests.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ import errno
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
@@ -23,13 +24,16 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _LOG_INTERVAL_S = 1.0
-"""A store that is gone fails thousands of reads; the log gets one line a second and their number."""
+"""A store that is gone fails thousands of reads; the log gets one line a second and their
+number."""
 
 _last_log_s = 0.0
 _silent = 0
 
 
-def handler(operation: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+def handler(
+    operation: Callable[P, Coroutine[Any, Any, T]],
+) -> Callable[P, Coroutine[Any, Any, T]]:
     """Let only FUSEError out of a handler: NotFoundError is ENOENT, every other failure EIO."""
 
     @functools.wraps(operation)
@@ -43,8 +47,11 @@ def handler(operation: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
             raise pyfuse3.FUSEError(errno.EIO) from error
         except NotFoundError as error:
             raise pyfuse3.FUSEError(errno.ENOENT) from error
-        except (CachefsError, trio.TooSlowError) as error:
-            _log(f"{operation.__name__}: {error or 'the store did not answer in time'}")
+        except CachefsError as error:
+            _log(f"{operation.__name__}: {error}")
+            raise pyfuse3.FUSEError(errno.EIO) from error
+        except trio.TooSlowError as error:
+            _log(f"{operation.__name__}: the store did not answer in time")
             raise pyfuse3.FUSEError(errno.EIO) from error
         except Exception as error:
             logger.exception("%s failed", operation.__name__)

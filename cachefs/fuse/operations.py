@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import pyfuse3
 
@@ -69,7 +69,14 @@ class Operations(pyfuse3.Operations):
         return self._attributes(self._vfs.node(inode))
 
     @handler
-    async def setattr(self, *_: object, **__: object) -> pyfuse3.EntryAttributes:
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
         """Refuse."""
         raise pyfuse3.FUSEError(errno.EROFS)
 
@@ -105,7 +112,9 @@ class Operations(pyfuse3.Operations):
         return pyfuse3.FileInfo(fh=inode, keep_cache=True)
 
     @handler
-    async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:
+    async def read(  # type: ignore[override] # pyfuse3 takes any buffer, its stubs say bytes
+        self, fh: int, off: int, size: int
+    ) -> bytes | memoryview:
         """Read from an image."""
         table = self._tables.get(fh) or await self._table(fh)
         try:
@@ -124,7 +133,7 @@ class Operations(pyfuse3.Operations):
         """Nothing is ever unwritten."""
 
     @handler
-    async def fsync(self, fh: int, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's signature
+    async def fsync(self, fh: int, datasync: bool) -> None:
         """Nothing is ever unwritten."""
 
     @handler
@@ -141,7 +150,7 @@ class Operations(pyfuse3.Operations):
         return data
 
     @handler
-    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
         """Return the names of what is told of an image."""
         if isinstance(self._vfs.node(inode), FolderNode):
             return []
@@ -160,7 +169,9 @@ class Operations(pyfuse3.Operations):
         """Refuse."""
         raise pyfuse3.FUSEError(errno.EROFS)
 
-    async def create(self, *_: object, **__: object) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+    async def create(
+        self, *_: object, **__: object
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         """Refuse."""
         raise pyfuse3.FUSEError(errno.EROFS)
 

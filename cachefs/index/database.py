@@ -26,7 +26,8 @@ class Database:
     extents: class and extent -> bitmap of resident slots. images: name -> JSON.
     versions: inode -> JSON.
 
-    Concurrency: reading transactions of the event loop, one writing transaction at a time in threads.
+    Concurrency: reading transactions of the event loop, one writing transaction at a time in
+    threads.
     """
 
     def __init__(self, env: lmdb.Environment) -> None:

@@ -1,8 +1,9 @@
 """Epochs: which records of the index can be trusted after an unclean stop.
 
-Every start of a daemon is an epoch. A record carries the epoch in which its bytes were last verified.
-After an unclean stop all older records are suspect: the bytes may not have reached the disk. They are
-verified at first use, and by the scrub, which ends the suspicion when it has seen them all.
+Every start of a daemon is an epoch. A record carries the epoch in which its bytes were last
+verified. After an unclean stop all older records are suspect: the bytes may not have reached the
+disk. They are verified at first use, and by the scrub, which ends the suspicion when it has seen
+them all.
 """
 
 from __future__ import annotations

@@ -112,7 +112,8 @@ def _check_identity(path: Path, store_identity: str | None) -> None:
         foreign = sorted(entry.name for entry in path.iterdir() if entry.name != "lock")
         if foreign:
             raise FormatError(
-                f"{path} is no cache folder (it holds {foreign[0]}): give an empty or new --cache-dir"
+                f"{path} is no cache folder (it holds {foreign[0]}): "
+                "give an empty or new --cache-dir"
             )
         if store_identity is None:
             raise CacheError(f"the cache folder {path} is new and the store cannot be asked now")
@@ -124,13 +125,16 @@ def _check_identity(path: Path, store_identity: str | None) -> None:
         record = json.loads(description.read_text())
         number, store = record["format"], record["store"]
     except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{description} cannot be understood: {error!r}; remove the folder") from error
+        raise FormatError(
+            f"{description} cannot be understood: {error!r}; remove the folder"
+        ) from error
     if number != CACHE_FORMAT:
         raise FormatError(
-            f"the cache folder {path} has format {number}, this cachefs knows {CACHE_FORMAT}: remove it"
+            f"the cache folder {path} has format {number}, this cachefs knows {CACHE_FORMAT}: "
+            "remove it"
         )
     if store_identity is not None and store != store_identity:
         raise FormatError(
-            f"the cache folder {path} belongs to another store: give this mount its own --cache-dir, "
-            "or remove the folder"
+            f"the cache folder {path} belongs to another store: "
+            "give this mount its own --cache-dir, or remove the folder"
         )

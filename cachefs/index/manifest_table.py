@@ -3,8 +3,8 @@
     magic "CACHEFST" | format u32 | header bytes u32 | header checksum u32 | header | pages
 
 The header holds sizes, runs, pack ids and a CRC-32 of every page. Only the header stays in memory
-(a few hundred kilobytes for an image of 20 GiB) with a bounded number of pages shared by all images.
-Pages are read with pread, not mapped: a failing disk must not kill the daemon with SIGBUS.
+(a few hundred kilobytes for an image of 20 GiB) with a bounded number of pages shared by all
+images. Pages are read with pread, not mapped: a failing disk must not kill the daemon with SIGBUS.
 
 Zero chunks need no page. A page that does not match its CRC makes the table corrupt: it is removed
 and fetched again, so a flipped bit on this disk never becomes a wrong byte.
@@ -92,7 +92,9 @@ class ManifestTable:
         if row < 0:
             return zero_chunk(plain_bytes)
         page = self._page(row // PAGE_RECORDS)
-        found, pack, offset, frame_bytes = _RECORD.unpack_from(page, row % PAGE_RECORDS * _RECORD_BYTES)
+        found, pack, offset, frame_bytes = _RECORD.unpack_from(
+            page, row % PAGE_RECORDS * _RECORD_BYTES
+        )
         return ChunkRef(found, plain_bytes, self._packs[pack], offset, frame_bytes)
 
     def id_at(self, index: int) -> bytes:
@@ -105,7 +107,7 @@ class ManifestTable:
         return page[row * _RECORD_BYTES : row * _RECORD_BYTES + ID_BYTES]
 
     def ids(self) -> list[bytes]:
-        """Return the ids of all data chunks, reading the whole table. May be called from a thread."""
+        """Return the ids of all data chunks, from the whole table. For a thread."""
         data = self._pread(self._records * _RECORD_BYTES, self._pages_at)
         starts = range(0, len(data), _RECORD_BYTES)
         return list({data[at : at + ID_BYTES] for at in starts})

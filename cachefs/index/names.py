@@ -1,8 +1,8 @@
 """Names as this host last saw them, so that a daemon that starts again knows what the kernel knows.
 
 The kernel keeps inodes and open files across a death of the daemon. So every version that was ever
-visible on this mount is written here before it becomes visible, and the list of images is kept for a
-start while the store does not answer.
+visible on this mount is written here before it becomes visible, and the list of images is kept for
+a start while the store does not answer.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class Names:
         with self._database.env.begin(db=self._database.images) as txn:
             rows = [json.loads(value) for _, value in txn.cursor()]
         images = (
-            KnownImage(Image.from_json(row["image"].encode(), "the local list of images"), row["etag"])
+            KnownImage(
+                Image.from_json(row["image"].encode(), "the local list of images"), row["etag"]
+            )
             for row in rows
         )
         return {known.image.name: known for known in images}

@@ -35,7 +35,7 @@ class Placement(NamedTuple):
 
 
 class ExtentRow(NamedTuple):
-    """One extent: its class, index, slots, and a bitmap of those that hold chunks, low bit first."""
+    """One extent: class, index, slots, and a bitmap of the occupied ones, low bit first."""
 
     number: int
     extent: int
@@ -126,7 +126,7 @@ class Residency:
             self._write_bitmaps(txn, batch)
 
     def committed(self, batch: Batch, *, failed: bool = False) -> None:
-        """Take notice that a batch is in LMDB, or could not be written and has to be tried again."""
+        """Take notice that a batch is in LMDB, or has to be tried again."""
         if failed:
             self._new = {**batch.residency, **self._new}
             self._new_slots = {**batch.slots, **self._new_slots}
@@ -139,12 +139,18 @@ class Residency:
         """Return all extents that hold, or held, chunks."""
         with self._database.env.begin(db=self._database.extents) as txn:
             return [
-                ExtentRow(*_EXTENT_KEY.unpack(key), *_EXTENT_SLOTS.unpack_from(value), value[4:])
+                ExtentRow._make(
+                    (
+                        *_EXTENT_KEY.unpack(key),
+                        *_EXTENT_SLOTS.unpack_from(value),
+                        value[_EXTENT_SLOTS.size :],
+                    )
+                )
                 for key, value in txn.cursor()
             ]
 
     def scan(self, after: int, count: int) -> list[tuple[int, bytes]]:
-        """Return up to `count` committed (slot, chunk id) from the slot number after `after`, in order.
+        """Return up to `count` committed (slot, chunk id) with slots after `after`, in order.
 
         Uses a transaction of its own: may be called from a thread.
         """

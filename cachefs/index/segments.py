@@ -1,7 +1,8 @@
 """Segments: files of fixed-size slots, one file per class of chunk size.
 
 A segment grows and shrinks by extents (a run of slots): growing preallocates the extent, shrinking
-punches a hole. So there are at most eleven files, whatever L1 holds, and a slot's place is arithmetic.
+punches a hole. So there are at most eleven files, whatever L1 holds, and a slot's place is
+arithmetic.
 
 A slot number is unique in L1: the class in the upper bits, the index in its segment in the lower.
 """

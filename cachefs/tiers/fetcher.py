@@ -88,7 +88,9 @@ class Fetcher:
         frame_bytes = 0
         for planned in ranges:
             try:
-                data = memoryview(self._open().frames(planned.pack, planned.offset, planned.size_bytes))
+                data = memoryview(
+                    self._open().frames(planned.pack, planned.offset, planned.size_bytes)
+                )
             except CachefsError as error:
                 failure = _failure(error)
                 for member in planned.members:
@@ -128,7 +130,9 @@ class Fetcher:
     def _write(self, wanted: Wanted, plain: bytes | memoryview) -> None:
         fd = self._segments.get(wanted.segment)
         if fd is None:
-            fd = self._segments[wanted.segment] = os.open(wanted.segment, os.O_WRONLY | os.O_CLOEXEC)
+            fd = self._segments[wanted.segment] = os.open(
+                wanted.segment, os.O_WRONLY | os.O_CLOEXEC
+            )
         written = os.pwrite(fd, plain, wanted.position)
         while written < len(plain):
             more = os.pwrite(fd, memoryview(plain)[written:], wanted.position + written)
@@ -175,7 +179,7 @@ def _receive(connection: socket.socket) -> Job | None:
     data = _receive_exactly(connection, LENGTH.unpack(header)[0])
     if data is None:
         return None
-    job: Job = pickle.loads(data)  # noqa: S301 - from our own daemon on a private socket
+    job: Job = pickle.loads(data)
     return job
 
 
@@ -185,7 +189,7 @@ def _receive_exactly(connection: socket.socket, size_bytes: int) -> bytes | None
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Ask the kernel to end this process with its parent; exit at once if that has ended already."""
+    """Ask the kernel to end this process with its parent; exit if that has ended already."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         sys.exit(1)

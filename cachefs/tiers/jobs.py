@@ -1,4 +1,4 @@
-"""What the daemon and a fetcher say to each other, and how: pickled values with a length before each.
+"""What the daemon and a fetcher say to each other: pickled values, a length before each.
 
 Both ends are the same program on a private socket pair, so pickle is safe here.
 """

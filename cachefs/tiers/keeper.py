@@ -10,6 +10,7 @@ victim is colder than its own.
 from __future__ import annotations
 
 import logging
+
 import trio
 
 from cachefs.errors import CacheError
@@ -64,7 +65,7 @@ class Keeper:
             try:
                 await trio.to_thread.run_sync(l1.residency.commit, batch)
             except Exception as error:  # noqa: BLE001 - LMDB's errors, the disk's; the batch is kept
-                logger.error("cannot write the index, trying again: %s", error)
+                logger.warning("cannot write the index, trying again: %s", error)
                 l1.residency.committed(batch, failed=True)
                 self._emptied.extend(emptied)
                 self._dying.extend(dying)
@@ -76,7 +77,7 @@ class Keeper:
         self._free(emptied)
 
     def _free(self, emptied: list[int]) -> None:
-        """Make slots free whose emptying is committed, but not under a read that still holds one."""
+        """Free the slots whose emptying is committed; not one that a read still holds."""
         for slots in self._l1.classes.values():
             mine = [slot for slot in emptied if slot_class(slot) == slots.segment.number]
             slots.release(slot for slot in mine if slot not in slots.pins)
@@ -140,7 +141,7 @@ class Keeper:
         return True
 
     def _colder_class(self, slots: ClassSlots) -> ClassSlots | None:
-        """Return the class to take an extent from, None if `slots` should give up its own chunks."""
+        """Return the class to take an extent from, None if `slots` is the coldest itself."""
         others = [
             other
             for other in self._l1.classes.values()
@@ -156,7 +157,7 @@ class Keeper:
         return any(dying is slots for dying, _ in self._dying)
 
     def _empty_extent(self, slots: ClassSlots) -> bool:
-        """Give up the extent with the coldest chunk, unless a read or a fetcher holds one of its slots."""
+        """Give up the extent with the coldest chunk, unless a read or fetcher holds a slot."""
         victims = slots.victims(1)
         extent_slots = slots.segment.extent_slots
         extent = (victims[0] & INDEX_MASK) // extent_slots if victims else max(slots.extents)

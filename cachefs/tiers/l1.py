@@ -4,8 +4,8 @@ Knows which chunks are here, hands out slots to fill, and reads. Making room is 
 (keeper.py); who fills the slots, and why, is the stack's.
 
 Concurrency: event loop only. A read that found a placement and reads it without an await in between
-needs no lock: nothing else runs. Whoever awaits in between pins the slot; a pinned slot is not emptied
-for another chunk.
+needs no lock: nothing else runs. Whoever awaits in between pins the slot; a pinned slot is not
+emptied for another chunk.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class L1:
         """Set when the keeper has something to do; replaced by the keeper."""
         self.room = trio.Event()
         """Set when slots became free; replaced by the keeper."""
-        self.on_emptied: Callable[[int], None] = lambda slot: None
+        self.on_emptied: Callable[[int], None] = lambda _: None
         """The keeper's: a slot lost its chunk and is to be freed after the commit."""
         self._make_policy = make_policy
         self._extent_slots: dict[int, int] = {}
@@ -119,7 +119,7 @@ class L1:
         return str(segment.path), segment.position(slot)
 
     def landed(self, slot: int, chunk_id: bytes, plain_bytes: int) -> int:
-        """A reserved slot now holds a chunk, written and verified. Returns the slot to read it from.
+        """A reserved slot now holds a chunk, written and verified. Returns the slot to read from.
 
         That is another one if the chunk came in by another way meanwhile.
         """
@@ -189,7 +189,7 @@ class L1:
         self._extent_slots[number] = segment.extent_slots
 
     def _load(self) -> None:
-        """Take over what an earlier run left: extents and occupied slots, without a scan of chunks."""
+        """Take over the extents and occupied slots of an earlier run; no scan of chunks."""
         for row in self.residency.extents():
             if row.number not in self.classes:
                 self._add_class(row.number, row.slots)

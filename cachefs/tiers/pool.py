@@ -1,7 +1,7 @@
 """The pool of fetchers: gives jobs to processes, by priority, and survives their deaths.
 
-A job that a fetcher took with it is given to another. A slot that a dead fetcher may have been writing
-to is handed on only when the process is really gone.
+A job that a fetcher took with it is given to another. A slot that a dead fetcher may have been
+writing to is handed on only when the process is really gone.
 
 Concurrency: event loop only.
 """
@@ -120,9 +120,11 @@ class FetcherPool:
             try:
                 await self._run_one()
             except OSError as error:  # no process or no socket to be had now
-                logger.error("cannot start a fetcher: %s", error)
+                logger.warning("cannot start a fetcher: %s", error)
             self._metrics.fetcher_deaths += 1
-            backoff_s = 0.0 if trio.current_time() - started_s > 10 else min(5.0, backoff_s * 2 + 0.05)
+            backoff_s = (
+                0.0 if trio.current_time() - started_s > 10 else min(5.0, backoff_s * 2 + 0.05)
+            )
             await trio.sleep(backoff_s)
 
     async def _run_one(self) -> None:
@@ -157,7 +159,14 @@ class FetcherPool:
         with theirs:
             fd = theirs.fileno()
             process = await trio.lowlevel.open_process(
-                [sys.executable, "-m", "cachefs.tiers.fetcher", str(fd), str(os.getpid()), *self._arguments],
+                [
+                    sys.executable,
+                    "-m",
+                    "cachefs.tiers.fetcher",
+                    str(fd),
+                    str(os.getpid()),
+                    *self._arguments,
+                ],
                 pass_fds=(fd, self._lock_fd),
                 stdin=subprocess.DEVNULL,
             )
@@ -190,7 +199,7 @@ class FetcherPool:
                 end = LENGTH.size + LENGTH.unpack_from(buffer)[0]
                 if len(buffer) < end:
                     break
-                answer: Answer = pickle.loads(memoryview(buffer)[LENGTH.size : end])  # noqa: S301
+                answer: Answer = pickle.loads(memoryview(buffer)[LENGTH.size : end])
                 del buffer[:end]
                 ticket = running.tickets.pop(answer.number)
                 running.room.set()
@@ -214,8 +223,12 @@ class FetcherPool:
             if ticket.deaths < _MAX_DEATHS:
                 self._requeue(ticket)
                 continue
-            kind = "chunks" if isinstance(ticket.job, ChunkJob) else "a manifest or the list of images"
-            error = StoreUnavailableError(f"fetchers that were asked for {kind} ended {ticket.deaths} times")
+            kind = (
+                "chunks" if isinstance(ticket.job, ChunkJob) else "a manifest or the list of images"
+            )
+            error = StoreUnavailableError(
+                f"fetchers that were asked for {kind} ended {ticket.deaths} times"
+            )
             ticket.done(Failed(ticket.job.number, error))
 
     def _requeue(self, ticket: _Ticket) -> None:

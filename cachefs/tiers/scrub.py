@@ -1,7 +1,7 @@
 """The scrub: reads all of L1 again at a low rate and drops what is not what its id says.
 
-A chunk that is dropped is fetched again by the next read, so a bad sector or a flipped bit costs one
-fetch. The scrub also ends the suspicion after an unclean stop, when it has seen everything.
+A chunk that is dropped is fetched again by the next read, so a bad sector or a flipped bit costs
+one fetch. The scrub also ends the suspicion after an unclean stop, when it has seen everything.
 """
 
 from __future__ import annotations
@@ -77,5 +77,3 @@ class Scrub:
         self._metrics.l1_corrupt += 1
         self._l1.drop(expected, placement.slot)
         return False
-
-

@@ -41,7 +41,7 @@ class ClassSlots:
         return min(max(_LEAST_FREE, self.total // 64), self.total // 4)
 
     def add_extent(self, extent: int, bitmap: bytes = b"") -> None:
-        """Take notice of an extent with disk space, of whose slots `bitmap` says which are occupied."""
+        """Take notice of an extent with disk space; `bitmap` says which slots are occupied."""
         slots = self.segment.extent_slots
         first = extent * slots
         self.extents.add(extent)

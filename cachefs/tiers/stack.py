@@ -1,9 +1,9 @@
 """The stack: brings chunks into L1, each by one flight at a time, whoever asks.
 
 A miss becomes a flight. Flights are grouped into jobs for the fetchers, and end when a fetcher has
-written the verified chunk into a slot. An outage is tried again, with growing pauses, while somebody
-still waits; corrupt bytes are asked for once more and never kept. L1 is optional: with no slot to be
-had the chunk comes back as bytes.
+written the verified chunk into a slot. An outage is tried again, with growing pauses, while
+somebody still waits; corrupt bytes are asked for once more and never kept. L1 is optional: with no
+slot to be had the chunk comes back as bytes.
 
 Concurrency: event loop only. A flight that lands pins its slot until its last waiter has left.
 """
@@ -16,7 +16,13 @@ from contextlib import contextmanager
 
 import trio
 
-from cachefs.errors import CachefsError, CorruptError, DeadlineError, NotFoundError, StoreUnavailableError
+from cachefs.errors import (
+    CachefsError,
+    CorruptError,
+    DeadlineError,
+    NotFoundError,
+    StoreUnavailableError,
+)
 from cachefs.metrics import Metrics
 from cachefs.model.chunk import ChunkRef
 from cachefs.tiers.flight import Flight
@@ -93,7 +99,7 @@ class Stack:
                 raise flight.error
             if not flight.ended.is_set():
                 raise DeadlineError(
-                    f"chunk {flight.ref.id.hex()[:16]} did not come from the store within the deadline"
+                    f"chunk {flight.ref.id.hex()[:16]} did not come from the store in time"
                 )
 
     def _leave(self, flight: Flight) -> None:
@@ -117,7 +123,8 @@ class Stack:
 
     def _submit(self, flights: list[Flight], slots: list[int | None]) -> None:
         pairs = sorted(
-            zip(flights, slots, strict=True), key=lambda pair: (pair[0].ref.pack, pair[0].ref.offset)
+            zip(flights, slots, strict=True),
+            key=lambda pair: (pair[0].ref.pack, pair[0].ref.offset),
         )
         job: list[tuple[Flight, int | None]] = []
         job_bytes = 0
@@ -131,13 +138,16 @@ class Stack:
 
     def _submit_job(self, pairs: list[tuple[Flight, int | None]]) -> None:
         job = ChunkJob(
-            self._pool.next_number(), tuple(self._wanted(flight.ref, slot) for flight, slot in pairs)
+            self._pool.next_number(),
+            tuple(self._wanted(flight.ref, slot) for flight, slot in pairs),
         )
         self._pool.submit(job, DEMAND, lambda answer: self._answered(pairs, answer))
 
     def _wanted(self, ref: ChunkRef, slot: int | None) -> Wanted:
         segment, position = ("", 0) if slot is None else self._l1.target(slot)
-        return Wanted(ref.id, ref.plain_bytes, ref.pack, ref.offset, ref.frame_bytes, segment, position)
+        return Wanted(
+            ref.id, ref.plain_bytes, ref.pack, ref.offset, ref.frame_bytes, segment, position
+        )
 
     def _answered(self, pairs: list[tuple[Flight, int | None]], answer: Answer) -> None:
         if isinstance(answer, ChunksDone):
@@ -194,7 +204,7 @@ class Stack:
 
     async def _try_again(self, flight: Flight, message: str) -> None:
         pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (flight.outages - 1))
-        await trio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, no secret
+        await trio.sleep(pause_s * random.uniform(0.5, 1.0))
         if flight.waiters:
             self._start([flight], flight.chunk_bytes)
         else:

@@ -2,8 +2,8 @@
 
 Each slot has the tick of its last use; 0 is an empty slot. Victims come from a queue of the oldest
 slots, made by one vectorised pass when it runs out. Every slot outside of the queue is younger than
-every slot in it, and one that was used since is skipped, so the order is exactly LRU's, and the pass
-is paid once for thousands of evictions.
+every slot in it, and one that was used since is skipped, so the order is exactly LRU's, and the
+pass is paid once for thousands of evictions.
 """
 
 from __future__ import annotations

@@ -33,15 +33,15 @@ class EvictionPolicy(Protocol):
         ...
 
     def victims(self, count: int, keep: Callable[[int], bool]) -> list[int]:
-        """Return up to `count` occupied slots, the best to give up first, but none that `keep` holds."""
+        """Return up to `count` slots to give up, the best first; none that `keep` holds."""
         ...
 
     def coldest(self) -> int:
-        """Return a number that compares across classes: smaller means colder, for the next victim."""
+        """Return how cold the next victim is: compares across classes, smaller is colder."""
         ...
 
     def snapshot(self) -> npt.NDArray[np.uint32]:
-        """Return what a warm restart needs to rank as before: by slot, (slots,) uint32, 0 = empty."""
+        """Return what a restart needs to rank as before: (slots,) uint32, 0 = empty."""
         ...
 
     def restore(self, used: npt.NDArray[np.uint32]) -> None:
