@@ -60,7 +60,8 @@
 #define SLAB_SIZE 64    /* kept requests allocated at a time */
 #define MAX_WRITE (128 * 1024)
 #define REQUEST_SIZE (MAX_WRITE + 64 * 1024) /* the kernel refuses less than max_write + 4096; xattrs have 64 KiB */
-#define REPLY_OVERHEAD 4096
+#define PAGE_SIZE 4096
+#define REPLY_OVERHEAD PAGE_SIZE
 #define NOTIFICATION_LIMIT_BYTES (16 * 1024 * 1024)
 #define TICK_NS 250000000ULL /* between looks at deadlines and killed readers */
 #define CHECKS_PER_TICK 64   /* readers looked up in /proc; 20 us each */
@@ -146,7 +147,8 @@ struct lane {
     uint32_t max_read, max_background;
     uint64_t request_deadline_ns, answer_deadline_ns; /* 0: none */
     uint64_t kept_limit_bytes;
-    unsigned char *request_buffer, *reply_buffer;
+    unsigned char *request_buffer;
+    unsigned char *reply_pages, *reply_buffer; /* the buffer begins so that the data after the header fills whole pages */
 
     pthread_mutex_t mutex;
     pthread_cond_t changed; /* a notification, a daemon's end, stop */
@@ -524,7 +526,7 @@ static void amend_init(struct lane *lane, struct fuse_out_header *reply) {
     if (lane->max_background)
         init->congestion_threshold = (uint16_t)(lane->max_background / 4 * 3);
     if (reply->len >= sizeof *reply + sizeof *init && init->flags & FUSE_MAX_PAGES)
-        init->max_pages = (uint16_t)((lane->max_read + 4095) / 4096);
+        init->max_pages = (uint16_t)((lane->max_read + PAGE_SIZE - 1) / PAGE_SIZE);
 }
 
 static void handle_init_reply(struct lane *lane, struct daemon *daemon, struct fuse_out_header *reply) {
@@ -777,12 +779,13 @@ static struct lane *lane_new(int fuse_fd, uint32_t max_read) {
     pthread_mutex_init(&lane->mutex, NULL);
     lane->notifications_end = &lane->notifications;
     lane->request_buffer = malloc(REQUEST_SIZE);
-    lane->reply_buffer = malloc(max_read + REPLY_OVERHEAD);
+    lane->reply_pages = aligned_alloc(PAGE_SIZE, PAGE_SIZE + max_read / PAGE_SIZE * PAGE_SIZE + 2 * REPLY_OVERHEAD);
     lane->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     lane->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     lane->fuse_fd = fuse_fd;
     lane->max_read = max_read;
-    if (!lane->request_buffer || !lane->reply_buffer || lane->event_fd < 0 || lane->wake_fd < 0)
+    lane->reply_buffer = lane->reply_pages + PAGE_SIZE - sizeof(struct fuse_out_header);
+    if (!lane->request_buffer || !lane->reply_pages || lane->event_fd < 0 || lane->wake_fd < 0)
         abort(); /* at the start of the supervisor: nothing is mounted yet */
     return lane;
 }
@@ -881,7 +884,7 @@ static void lane_close(struct lane *lane) {
     }
     free(lane->init);
     free(lane->request_buffer);
-    free(lane->reply_buffer);
+    free(lane->reply_pages);
     for (int i = 0; i < MAX_DAEMONS; i++)
         free(lane->daemons[i]); /* only if it never ran */
     pthread_mutex_destroy(&lane->mutex);

@@ -178,6 +178,8 @@ def _mount_with_fusermount(request: MountRequest) -> int:
         hint = ""
         if "user_allow_other" in message:
             hint = "; write user_allow_other into /etc/fuse.conf, or mount without allow_other"
+        if "/dev/fuse: Permission denied" in message:
+            hint = "; only root may: chmod 666 /dev/fuse lets all users, as udev does"
         raise MountError(f"cannot mount on {request.mountpoint}: {message or code}{hint}")
     os.set_inheritable(fds[0], False)
     return fds[0]
