@@ -61,7 +61,7 @@ def exported(store: Store, folder: Path, name: str = "image") -> bytes:
 
 def pack_paths(store: Store) -> list[Path]:
     root = Path(store.url.removeprefix("file://"))
-    return sorted(path for path in (root / "packs").rglob("*") if path.is_file())
+    return sorted(path for path in (root / "packs").rglob("[!.]*") if path.is_file())
 
 
 def flip(path: Path, offset: int, bit: int = 0) -> None:

@@ -122,7 +122,8 @@ def _check_version(
         report.problems.append(Problem(layout.image_key(name), what, (label,), advice))
     order = np.argsort(manifest.records["pack"], kind="stable")
     numbers, firsts = np.unique(manifest.records["pack"][order], return_index=True)
-    for number, rows in zip(numbers, np.split(order, firsts[1:]), strict=True):
+    for number, first, last in zip(numbers, firsts, [*firsts[1:], len(order)], strict=False):
+        rows = order[first:last]
         use = Use(label, manifest.records[rows], plain_bytes[rows])
         uses[manifest.packs[number]].append(use)
 
