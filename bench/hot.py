@@ -14,7 +14,7 @@ from statistics import median
 import click
 
 from bench import clock, files, fio, mounts
-from bench.fio import Workload
+from bench.fio import Result, Workload
 from bench.mounts import Server
 from bench.table import Table, publish, rate
 from bench.turns import Measured, measure_in_turns
@@ -36,28 +36,42 @@ C_SERVERS = (
 )
 
 
+def ratio_by_rounds(mine: Sequence[Result], others: Sequence[Sequence[Result]]) -> float | None:
+    """Return the median over rounds of my IOPS to the best of the others' in the same round.
+
+    Rounds are minutes apart, the turns in one are seconds apart: this ratio is steadier than that
+    of two medians while other programs use the machine. None without others.
+    """
+    if not others:
+        return None
+    best = [max(result.iops for result in turn) for turn in zip(*others, strict=True)]
+    return median(result.iops / iops for result, iops in zip(mine, best, strict=True))
+
+
 def tabulate(measured: Measured[Server], workload: Workload) -> Table:
     """Return the table of one workload, with ratios to the servers that cachefs is held against."""
-    medians = {s: fio.median_result(r) for (s, w), r in measured.items() if w == workload}
-    bare_iops = [r.iops for s, r in medians.items() if s.name == mounts.bare_pyfuse3().name]
-    c_iops = [r.iops for s, r in medians.items() if s.name.startswith("C libfuse")]
+    rounds = {s: results for (s, w), results in measured.items() if w == workload}
+    bare = [results for s, results in rounds.items() if s.name == mounts.bare_pyfuse3().name]
+    c_servers = [results for s, results in rounds.items() if s.name.startswith("C libfuse")]
     heads = ["server", "IOPS", "speed", "p50 us", "p99 us", "of bare pyfuse3", "of the best C"]
     table = Table(workload.name, heads)
-    for server, result in medians.items():
+    for server, results in rounds.items():
+        result = fio.median_result(results)
+        of_bare, of_best_c = (ratio_by_rounds(results, others) for others in (bare, c_servers))
         table.add(
             server.name,
             f"{result.iops:,.0f}",
             rate(result.bytes_per_s),
             f"{result.p50_us:.0f}",
             f"{result.p99_us:.0f}",
-            f"{result.iops / bare_iops[0]:.2f}" if bare_iops else "-",
-            f"{result.iops / max(c_iops):.2f}" if c_iops else "-",
+            "-" if of_bare is None else f"{of_bare:.2f}",
+            "-" if of_best_c is None else f"{of_best_c:.2f}",
         )
-        if server.name.startswith("cachefs") and bare_iops and workload in TARGETS:
-            ratio, target = result.iops / bare_iops[0], TARGETS[workload]
-            verdict = "reached" if ratio >= target else "MISSED"
+        if server.name.startswith("cachefs") and of_bare is not None and workload in TARGETS:
+            verdict = "reached" if of_bare >= TARGETS[workload] else "MISSED"
             table.notes.append(
-                f"{server.name}: target {target} of bare pyfuse3 {verdict} ({ratio:.2f})"
+                f"{server.name}: target {TARGETS[workload]} of bare pyfuse3 {verdict}"
+                f" ({of_bare:.2f})"
             )
     return table
 

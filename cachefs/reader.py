@@ -15,6 +15,7 @@ import logging
 import os
 from dataclasses import dataclass
 
+import lmdb
 import trio
 
 from cachefs.errors import CachefsError, CorruptError, DeadlineError
@@ -59,10 +60,25 @@ class Reader:
         self._buffer = memoryview(bytearray(MAX_READ_BYTES))
         self._disk = trio.CapacityLimiter(_DISK_THREADS)
 
-    async def read(self, table: ManifestTable, offset: int, size_bytes: int) -> bytes | memoryview:
-        """Return the bytes of an image from `offset`: `size_bytes`, or fewer at its end.
+    def read_hit(self, table: ManifestTable, offset: int, size_bytes: int) -> memoryview | None:
+        """Return the bytes of an image if L1 and the page cache have them now, None if not.
 
-        The result is valid until the next call.
+        The result is valid until the next call. Never raises: what is wrong, `read` will say.
+        """
+        if self._verify_reads:
+            return None
+        size_bytes = max(0, min(size_bytes, table.size_bytes - offset))
+        try:
+            if not self._fill(table, offset, size_bytes):
+                return None
+        except (CachefsError, OSError, lmdb.Error):
+            return None
+        self._metrics.reads += 1
+        self._metrics.read_bytes += size_bytes
+        return self._buffer[:size_bytes]
+
+    async def read(self, table: ManifestTable, offset: int, size_bytes: int) -> bytes:
+        """Return the bytes of an image from `offset`: `size_bytes`, or fewer at its end.
 
         Raises:
             DeadlineError: the chunks did not come in time.
@@ -71,8 +87,6 @@ class Reader:
         size_bytes = max(0, min(size_bytes, table.size_bytes - offset))
         self._metrics.reads += 1
         self._metrics.read_bytes += size_bytes
-        if not self._verify_reads and self._read_hits(table, offset, size_bytes):
-            return self._buffer[:size_bytes]
         self._metrics.waiting_reads += 1
         try:
             return await self._read_long(table, offset, size_bytes)
@@ -83,36 +97,47 @@ class Reader:
         finally:
             self._metrics.waiting_reads -= 1
 
-    def _read_hits(self, table: ManifestTable, offset: int, size_bytes: int) -> bool:
-        """Fill the shared buffer, if L1 and the page cache can do it now."""
-        l1, chunk_bytes = self._l1, table.chunk_bytes
+    def _fill(self, table: ManifestTable, offset: int, size_bytes: int) -> bool:
+        """Fill the shared buffer with hits; False at the first chunk that is none.
+
+        Chunks that lie side by side in L1, as a sequential fetch leaves them, are one preadv.
+        """
+        chunk_bytes, locate = table.chunk_bytes, self._l1.locate_hit
         index, start = divmod(offset, chunk_bytes)
-        at = hits = zeros = 0
+        at = run_at = zeros = chunks = 0
+        run_fd = run_position = -1
         while at < size_bytes:
             want = min(chunk_bytes - start, size_bytes - at)
             found = table.id_at(index)
             if found:
-                placement = l1.find(found)
-                if placement is None or placement.epoch < l1.epoch.suspect_before:
+                place = locate(found)
+                if place is None:
                     return False
-                fd, position = l1.place(placement.slot)
-                part = self._buffer[at : at + want]
-                try:
-                    if os.preadv(fd, [part], position + start, os.RWF_NOWAIT) != want:
-                        return False
-                except OSError:  # EAGAIN: not in the page cache; anything else: the long way says
-                    return False
-                l1.touch(placement.slot)
-                hits += 1
+                fd, position = place[0], place[1] + start
             else:
-                self._buffer[at : at + want] = bytes(want)
+                fd, position = -1, 0
                 zeros += 1
+            if fd != run_fd or position != run_position + at - run_at:
+                if not self._fill_run(run_fd, run_position, run_at, at):
+                    return False
+                run_fd, run_position, run_at = fd, position, at
             at += want
             index += 1
+            chunks += 1
             start = 0
-        self._metrics.l1_hit_chunks += hits
+        self._metrics.l1_hit_chunks += chunks - zeros
         self._metrics.zero_chunks += zeros
-        return True
+        return self._fill_run(run_fd, run_position, run_at, at)
+
+    def _fill_run(self, fd: int, position: int, begin: int, end: int) -> bool:
+        """Fill a part of the shared buffer from a file, or with zeros if there is no file."""
+        if begin == end:
+            return True
+        if fd < 0:
+            self._buffer[begin:end] = bytes(end - begin)
+            return True
+        # A short read or EAGAIN: not all of it is in the page cache.
+        return os.preadv(fd, [self._buffer[begin:end]], position, os.RWF_NOWAIT) == end - begin
 
     async def _read_long(self, table: ManifestTable, offset: int, size_bytes: int) -> bytes:
         """Read with waits: misses, slow disks, verification. Fetches all misses at once."""

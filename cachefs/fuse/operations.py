@@ -111,11 +111,19 @@ class Operations(pyfuse3.Operations):
         await self._table(inode)
         return pyfuse3.FileInfo(fh=inode, keep_cache=True)
 
-    @handler
     async def read(  # type: ignore[override] # pyfuse3 takes any buffer, its stubs say bytes
         self, fh: int, off: int, size: int
     ) -> bytes | memoryview:
-        """Read from an image."""
+        """Read from an image: a hit at once, anything else the long way."""
+        table = self._tables.get(fh)
+        if table is not None:
+            hit = self._reader.read_hit(table, off, size)
+            if hit is not None:
+                return hit
+        return await self._read(fh, off, size)
+
+    @handler
+    async def _read(self, fh: int, off: int, size: int) -> bytes:
         table = self._tables.get(fh) or await self._table(fh)
         try:
             return await self._reader.read(table, off, size)

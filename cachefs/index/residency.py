@@ -79,6 +79,15 @@ class Residency:
         record = self._txn.get(chunk_id)
         return None if record is None else Placement._make(_RECORD.unpack(record))
 
+    def peek(self, chunk_id: bytes) -> tuple[int, int, int] | None:
+        """Return what `get` does, as a plain tuple: half the time, for hits."""
+        if chunk_id in self._new or (
+            self._committing is not None and chunk_id in self._committing.residency
+        ):
+            return self.get(chunk_id)
+        record = self._txn.get(chunk_id)
+        return None if record is None else _RECORD.unpack(record)
+
     def chunk_in(self, slot: int) -> bytes | None:
         """Return the id of the chunk that a slot holds, None if it is empty."""
         if slot in self._new_slots:

@@ -21,6 +21,7 @@ from cachefs.index.epoch import Epoch
 from cachefs.index.folder import CacheFolder
 from cachefs.index.residency import Placement, Residency
 from cachefs.index.segments import (
+    INDEX_BITS,
     INDEX_MASK,
     Segment,
     class_of,
@@ -74,6 +75,17 @@ class L1:
         """Return the fd and the position in bytes at which a slot lies."""
         segment = self.classes[slot_class(slot)].segment
         return segment.fd, (slot & INDEX_MASK) * segment.slot_bytes
+
+    def locate_hit(self, chunk_id: bytes) -> tuple[int, int] | None:
+        """Return fd and position of a chunk that may be read as it is, and count it as used."""
+        found = self.residency.peek(chunk_id)
+        if found is None or found[2] < self.epoch.suspect_before:
+            return None
+        slot = found[0]
+        slots = self.classes[slot >> INDEX_BITS]
+        index = slot & INDEX_MASK
+        slots.policy.touch(index)
+        return slots.segment.fd, index * slots.segment.slot_bytes
 
     def touch(self, slot: int) -> None:
         """A chunk was read."""
