@@ -34,16 +34,9 @@ def store(tmp_path: Path) -> Store:
 
 
 def start_import(store: Store, source: Path | str, name: str = "image") -> subprocess.Popen[bytes]:
-    options = [
-        "--store",
-        store.url,
-        "--catalog-dir",
-        catalog_folder(store),
-        "--chunk-size",
-        "16KiB",
-    ]
+    options = ("--store", store.url, "--catalog-dir", str(catalog_folder(store)))
     return subprocess.Popen(
-        command_line("import", *options, source, name),
+        command_line("import", *options, "--chunk-size", "16KiB", source, name),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -136,7 +129,7 @@ def test_imports_at_once_do_not_disturb_each_other(
 
 
 def test_an_import_that_finds_no_room_says_so(store: Store, source: Path, tmp_path: Path) -> None:
-    arguments = ["import", "--store", store.url, "--catalog-dir", tmp_path / "c", source, "image"]
+    arguments = ("import", "--store", store.url, "--catalog-dir", f"{tmp_path}/c", source, "image")
     process = subprocess.run(
         ["bash", "-c", 'ulimit -f 1024; trap "" XFSZ; exec "$@"', "-", *command_line(*arguments)],
         capture_output=True,

@@ -30,9 +30,8 @@ def write_image(path: Path, pieces: list[tuple[str, int]], seed: int) -> bytes:
                 file.write((b"line %d\n" % number * length)[:length])
             elif kind == "noise":
                 unit = chunk_id(b"%d %d" % (seed, number))
-                file.write(
-                    b"".join(chunk_id(unit + b"%d" % i) for i in range(length // 32 + 1))[:length]
-                )
+                noise = (chunk_id(unit + b"%d" % block) for block in range(length // 32 + 1))
+                file.write(b"".join(noise)[:length])
             at += length
         file.truncate(at)
     return path.read_bytes()

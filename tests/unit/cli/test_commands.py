@@ -114,7 +114,7 @@ def test_an_export_is_the_image(run: Run, disk: Path, tmp_path: Path) -> None:
 
 def test_images_are_listed(run: Run, disk: Path) -> None:
     run("import", disk, "debian/12")
-    run("import", "-", "alpine", given=b"x", *())
+    run("import", "-", "alpine", given=b"x")
     lines = run("images").stdout.decode().splitlines()
     assert lines[0].split() == [
         *("NAME", "VERSION", "SIZE", "DATA", "STORED", "CHUNK", "CREATED", "LABELS")
