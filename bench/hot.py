@@ -45,7 +45,8 @@ def ratio_by_rounds(mine: Sequence[Result], others: Sequence[Sequence[Result]]) 
     if not others:
         return None
     best = [max(result.iops for result in turn) for turn in zip(*others, strict=True)]
-    return median(result.iops / iops for result, iops in zip(mine, best, strict=True))
+    ratios = [result.iops / iops for result, iops in zip(mine, best, strict=True)]
+    return float(median(ratios))
 
 
 def tabulate(measured: Measured[Server], workload: Workload) -> Table:
