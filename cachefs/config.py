@@ -160,7 +160,8 @@ def parse_mount_options(text: str) -> dict[str, dict[str, object]]:
         name, equals, value = option.partition("=")
         if name in _KERNEL_OPTIONS:
             continue
-        known = MOUNT_OPTIONS.get(name) or MOUNT_OPTIONS.get(name.removeprefix("no"))
+        switch = "" if equals else name.removeprefix("no")
+        known = MOUNT_OPTIONS.get(name) or MOUNT_OPTIONS.get(switch)
         if known is None:
             raise ConfigError(
                 f"mount option '{name}' does not exist: "

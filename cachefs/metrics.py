@@ -20,7 +20,7 @@ def _gauge(text: str) -> int:
     return field(default=0, metadata={"kind": "gauge", "help": text})
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)  # a registry wants its collectors hashable
 class Metrics:
     """The figures of one daemon."""
 
