@@ -3,6 +3,7 @@
 Nothing here touches the mountpoint itself: a look at it hangs when its mount does.
 """
 
+import fcntl
 import hashlib
 import os
 import re
@@ -71,6 +72,21 @@ def make_run_folder(mountpoint: str) -> Path:
             f"cannot make the run folder {folder}: {error.strerror}; set CACHEFS_RUN_DIR"
         ) from error
     return folder
+
+
+def lock_run_folder(folder: Path, mountpoint: str) -> None:
+    """Make sure that this is the only supervisor of the mountpoint; the lock ends with the process.
+
+    Raises:
+        MountError: There is another one.
+    """
+    lock_fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise MountError(
+            f"{mountpoint} is a cachefs mount already; `cachefs umount {mountpoint}` ends it"
+        ) from None
 
 
 def _check_owner(path: Path) -> None:

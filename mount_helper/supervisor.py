@@ -18,7 +18,6 @@ Concurrency: one thread, one loop. The lane's threads tell it of events through 
 here touches the mount: a look at it could hang (the check at the start is a process of its own).
 """
 
-import fcntl
 import json
 import os
 import signal
@@ -268,21 +267,6 @@ class Supervisor:
         return {"ok": False, "error": f"cannot {command} while {self._phase}"}
 
 
-def lock_run_folder(folder: Path, mountpoint: str) -> None:
-    """Make sure that this is the only supervisor of the mountpoint; the lock ends with the process.
-
-    Raises:
-        MountError: There is another one.
-    """
-    lock_fd = os.open(folder / rundir.LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise MountError(
-            f"{mountpoint} is a cachefs mount already; `cachefs umount {mountpoint}` ends it"
-        ) from None
-
-
 def start(settings: Settings) -> int:
     """Mount and serve; return the exit code.
 
@@ -292,7 +276,7 @@ def start(settings: Settings) -> int:
     settings.mountpoint = rundir.canonical_mountpoint(settings.mountpoint)
     mounting.check_options(settings.option_names())
     folder = rundir.make_run_folder(settings.mountpoint)
-    lock_run_folder(folder, settings.mountpoint)
+    rundir.lock_run_folder(folder, settings.mountpoint)
     if mounting.is_mounted(settings.mountpoint):
         # Its supervisor is dead, or the lock would be taken: all that it can answer is ENOTCONN.
         mounting.unmount(settings.mountpoint, lazy=True)
