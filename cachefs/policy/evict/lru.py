@@ -75,7 +75,7 @@ class Lru:
 
     def victims(self, count: int, keep: Callable[[int], bool]) -> list[int]:
         """See EvictionPolicy."""
-        chosen: list[int] = []
+        chosen: dict[int, None] = {}  # in order, and quick to ask: there may be thousands
         kept: list[tuple[int, int]] = []
         refilled = False
         while len(chosen) < count:
@@ -90,10 +90,10 @@ class Lru:
                 continue  # used again or emptied since the queue was made
             if keep(slot):
                 kept.append((slot, used))
-            elif slot not in chosen:
-                chosen.append(slot)
+            else:
+                chosen[slot] = None
         self._queue.extendleft(reversed(kept))
-        return chosen
+        return list(chosen)
 
     def coldest(self) -> int:
         """See EvictionPolicy."""
