@@ -6,7 +6,9 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import lmdb
 import numpy as np
+import trio
 
 from cachefs.config import Config
 from cachefs.index.database import Database, open_database
@@ -41,12 +43,21 @@ class Cache:
                 logger.warning("cannot write %s: %s", path, error)
 
     async def close(self) -> None:
-        """Commit everything and say that this was a clean stop."""
-        await self.keeper.commit()
+        """Commit everything, bring it to the disk, and say that this was a clean stop."""
+        is_committed = await self.keeper.commit()
         self.save_recency()
-        self.l1.epoch.close()
+        if is_committed:
+            await trio.to_thread.run_sync(self._close_epoch)
         self.l1.close()
         self.database.close()
+
+    def _close_epoch(self) -> None:
+        """A stop is clean when slots and index are on the disk, not only in the page cache."""
+        try:
+            self.l1.sync()
+            self.l1.epoch.close()
+        except (OSError, lmdb.Error) as error:
+            logger.warning("this stop is not clean, L1 will be verified: %s", error)
 
 
 def open_cache(folder: CacheFolder, config: Config, metrics: Metrics) -> Cache:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 
+import lmdb
 import trio
 
 from cachefs.errors import CachefsError
@@ -80,7 +81,15 @@ class ListingTask:
             if name in listing.images or name in self._known
         }
         if images != self._known:
-            await self._show(images)
+            try:
+                await self._show(images)
+            except (lmdb.Error, OSError) as error:  # a full disk: what was not written is not shown
+                self.last_error = f"the cache folder does not take the new list: {error}"
+                logger.warning("%s", self.last_error)
+
+    def manifests(self) -> set[str]:
+        """Return the manifests of all images that are shown."""
+        return {version.manifest for _, version in self._vfs.tree.files().values()}
 
     async def _show(self, images: dict[str, KnownImage]) -> None:
         tree = Tree(known.image for known in images.values())

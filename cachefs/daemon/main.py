@@ -49,7 +49,9 @@ _RECENCY_INTERVAL_S = 300.0
 class Daemon:
     """One daemon, put together."""
 
-    def __init__(self, config: Config, folder: CacheFolder, identity: str, cache: Cache) -> None:
+    def __init__(
+        self, config: Config, folder: CacheFolder, identity: str, cache: Cache, run_dir: Path
+    ) -> None:
         self.config = config
         self.cache = cache
         self.metrics = cache.l1.metrics
@@ -62,7 +64,9 @@ class Daemon:
             fetch.job_timeout_s,
             self.metrics,
         )
-        self.tables = Tables(folder.manifests_path, self.pool)
+        spare = run_dir / "manifests"
+        spare.mkdir(exist_ok=True)
+        self.tables = Tables((folder.manifests_path, spare), self.pool)
         self.vfs = Vfs()
         self.listing = ListingTask(self.vfs, Names(cache.database), self.pool, self.metrics)
         self.scrub = Scrub(cache.l1, config.l1.scrub_bytes_per_s, self.metrics)
@@ -140,7 +144,7 @@ async def run_daemon(
     except BaseException:
         folder.close()
         raise
-    daemon = Daemon(config, folder, identity, cache)
+    daemon = Daemon(config, folder, identity, cache, run_dir)
     try:
         await _run_tasks(daemon, fuse_fd, supervisor, run_dir, fresh=fresh)
     finally:
@@ -161,6 +165,7 @@ async def _run_tasks(
             await daemon.listing.restore(fresh=fresh)
             if fresh:
                 await daemon.listing.refresh()
+                daemon.tables.forget_all_but(daemon.listing.manifests())
             nursery.start_soon(daemon.cache.keeper.run)
             nursery.start_soon(daemon.listing.run, config.store.refresh_s)
             nursery.start_soon(daemon.scrub.run)

@@ -9,9 +9,14 @@ them all.
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
+import lmdb
+
 from cachefs.index.database import Database
+
+logger = logging.getLogger(__name__)
 
 
 class Epoch:
@@ -24,7 +29,26 @@ class Epoch:
         was_clean = bool(state.get("clean", True))
         self.suspect_before = int(state.get("suspect_before", 0)) if was_clean else self.now
         self.unclean_start = not was_clean
-        self._save(clean=False)
+        self._is_saved = False
+        try:
+            self.save()
+        except lmdb.Error as error:
+            logger.warning("cannot write the index yet: %s", error)
+
+    def save(self) -> None:
+        """Write down that this epoch has begun, before its first record. Blocks briefly.
+
+        Raises:
+            lmdb.Error: the disk is full or broken; then no record of this epoch may be written.
+        """
+        if not self._is_saved:
+            self._save(clean=False)
+            self._is_saved = True
+
+    def suspect_all(self) -> None:
+        """Everything has to be verified at first use."""
+        self.suspect_before = self.now
+        self._is_saved = False
 
     def trust_all(self) -> None:
         """All records have been verified: nothing is suspect any more. Blocks briefly."""

@@ -86,6 +86,10 @@ class Segment:
         """Give the disk space of an extent back. Blocks: not on the event loop."""
         _punch_hole(self.fd, extent * self.extent_bytes, self.extent_bytes)
 
+    def size_bytes(self) -> int:
+        """Return the length of the file."""
+        return os.fstat(self.fd).st_size
+
     def close(self) -> None:
         """Close the file."""
         os.close(self.fd)

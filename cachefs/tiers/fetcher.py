@@ -16,10 +16,12 @@ import signal
 import socket
 import sys
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 from cachefs.codec.frame import decode_frame
 from cachefs.errors import (
+    CacheError,
     CachefsError,
     CorruptError,
     FormatError,
@@ -29,6 +31,7 @@ from cachefs.errors import (
 from cachefs.index.manifest_table import write_table
 from cachefs.model.chunk import chunk_id
 from cachefs.model.image import Image
+from cachefs.model.manifest import Manifest
 from cachefs.store.store import Store, open_store
 from cachefs.tiers.jobs import (
     LENGTH,
@@ -67,7 +70,7 @@ class Fetcher:
             if isinstance(job, ChunkJob):
                 return self._fetch(job)
             if isinstance(job, TableJob):
-                write_table(self._open().manifest(job.manifest_id), Path(job.path))
+                self._write_table(self._open().manifest(job.manifest_id), job.paths)
                 return Done(job.number, None)
             return Done(job.number, self._list(job))
         except CachefsError as error:
@@ -139,6 +142,17 @@ class Fetcher:
             if not more:
                 raise OSError(5, "the disk takes no more")
             written += more
+
+    def _write_table(self, manifest: Manifest, paths: Sequence[str]) -> None:
+        """Write a local table; a full cache disk must not keep an image from its guest."""
+        for number, path in enumerate(paths, 1):
+            try:
+                write_table(manifest, Path(path))
+                return
+            except CacheError as error:
+                if number == len(paths):
+                    raise
+                logger.warning("%s; using another folder", error)
 
     def _list(self, job: ListJob) -> Listing:
         store = self._open()

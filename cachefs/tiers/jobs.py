@@ -68,11 +68,11 @@ class ChunksDone:
 
 @dataclass(frozen=True, slots=True)
 class TableJob:
-    """Fetch a manifest and write it as a local table to `path`."""
+    """Fetch a manifest and write it as a local table to the first of `paths` that takes it."""
 
     number: int
     manifest_id: str
-    path: str
+    paths: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import logging
 import trio
 
 from cachefs.errors import CacheError
+from cachefs.index.residency import Batch
 from cachefs.index.segments import INDEX_MASK, slot_class
 from cachefs.tiers.l1 import L1
 from cachefs.tiers.slots import ClassSlots
@@ -55,26 +56,35 @@ class Keeper:
             await self._make_room()
             await self.commit()
 
-    async def commit(self) -> None:
-        """Commit all changes of residency; slots that were emptied before become free."""
+    async def commit(self) -> bool:
+        """Commit all changes of residency; slots that were emptied before become free.
+
+        Returns whether the index took them; if not, they are kept for the next time.
+        """
         l1 = self._l1
         batch = l1.residency.take_batch()
         emptied, self._emptied[:] = list(self._emptied), []
         dying, self._dying = self._dying, []
         if not batch.is_empty:
             try:
-                await trio.to_thread.run_sync(l1.residency.commit, batch)
+                await trio.to_thread.run_sync(self._write, batch)
             except Exception as error:  # noqa: BLE001 - LMDB's errors, the disk's; the batch is kept
                 logger.warning("cannot write the index, trying again: %s", error)
                 l1.residency.committed(batch, failed=True)
                 self._emptied.extend(emptied)
                 self._dying.extend(dying)
                 await trio.sleep(1)
-                return
+                return False
             l1.metrics.commits += 1
         l1.residency.committed(batch)
         await self._give_back(dying)
         self._free(emptied)
+        return True
+
+    def _write(self, batch: Batch) -> None:
+        """In a thread: the epoch comes before its first record."""
+        self._l1.epoch.save()
+        self._l1.residency.commit(batch)
 
     def _free(self, emptied: list[int]) -> None:
         """Free the slots whose emptying is committed; not one that a read still holds."""

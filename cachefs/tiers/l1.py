@@ -187,6 +187,11 @@ class L1:
         stat = os.statvfs(self.folder.path)
         return stat.f_bavail * stat.f_frsize
 
+    def sync(self) -> None:
+        """Bring all slots to the disk. Blocks: in a thread."""
+        for slots in self.classes.values():
+            os.fdatasync(slots.segment.fd)
+
     def close(self) -> None:
         """Close the files. The keeper has to have stopped."""
         self.residency.close()
@@ -205,4 +210,8 @@ class L1:
         for row in self.residency.extents():
             if row.number not in self.classes:
                 self._add_class(row.number, row.slots)
-            self.classes[row.number].add_extent(row.extent, row.bitmap)
+            slots = self.classes[row.number]
+            slots.add_extent(row.extent, row.bitmap)
+            if slots.segment.size_bytes() < (row.extent + 1) * slots.segment.extent_bytes:
+                # Replaced or cut by somebody: what the index says of it may be wrong.
+                self.epoch.suspect_all()

@@ -46,7 +46,7 @@ class _Ticket:
 
 @dataclass(slots=True)
 class _Running:
-    process: trio.Process
+    process: subprocess.Popen[bytes]
     stream: trio.SocketStream
     tickets: dict[int, _Ticket]
     last_sign_s: float
@@ -128,7 +128,7 @@ class FetcherPool:
             await trio.sleep(backoff_s)
 
     async def _run_one(self) -> None:
-        running = await self._start()
+        running = self._start()
         try:
             async with trio.open_nursery() as nursery:
                 stop = nursery.cancel_scope.cancel
@@ -140,7 +140,7 @@ class FetcherPool:
         finally:
             with trio.CancelScope(shield=True):
                 running.process.kill()
-                await running.process.wait()
+                await _wait_for_end(running.process)
                 await running.stream.aclose()
             self.pids.discard(running.process.pid)
             self._take_back(running)
@@ -154,11 +154,12 @@ class FetcherPool:
         await task(running)
         stop()
 
-    async def _start(self) -> _Running:
+    def _start(self) -> _Running:
         ours, theirs = socket.socketpair()
         with theirs:
             fd = theirs.fileno()
-            process = await trio.lowlevel.open_process(
+            # Not trio's open_process: it forks in a thread, with whose end the fetcher would die.
+            process = subprocess.Popen(
                 [
                     sys.executable,
                     "-m",
@@ -235,3 +236,13 @@ class FetcherPool:
         heapq.heappush(self._queue, ticket)
         self._arrived.set()
         self._arrived = trio.Event()
+
+
+async def _wait_for_end(process: subprocess.Popen[bytes]) -> None:
+    """Wait until a process is gone, and take its exit status."""
+    fd = os.pidfd_open(process.pid)
+    try:
+        await trio.lowlevel.wait_readable(fd)
+    finally:
+        os.close(fd)
+    process.wait()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import trio
@@ -30,10 +31,14 @@ _FIRST_PAUSE_S = 0.1
 
 
 class Tables:
-    """Local tables by manifest id."""
+    """Local tables by manifest id.
 
-    def __init__(self, folder: Path, pool: FetcherPool) -> None:
-        self._folder = folder
+    They lie in the first of `folders` that takes them; the second, on another disk or in memory,
+    is for a cache disk that is full or broken.
+    """
+
+    def __init__(self, folders: Sequence[Path], pool: FetcherPool) -> None:
+        self._folders = folders
         self._pool = pool
         self._pages = PageCache(_PAGE_CACHE_BYTES)
         self._open: OrderedDict[str, ManifestTable] = OrderedDict()
@@ -69,11 +74,15 @@ class Tables:
         table = self._open.pop(manifest_id, None)
         if table is not None:
             table.close()
-        (self._folder / manifest_id).unlink(missing_ok=True)
+        for path in self._paths(manifest_id):
+            path.unlink(missing_ok=True)
 
-    def known(self) -> set[str]:
-        """Return the manifest ids of all local tables."""
-        return {path.name for path in self._folder.iterdir() if not path.name.startswith(".")}
+    def forget_all_but(self, manifest_ids: set[str]) -> None:
+        """Remove the local tables that no image needs any more."""
+        for folder in self._folders:
+            for path in folder.iterdir():
+                if path.name not in manifest_ids:
+                    path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close all tables."""
@@ -82,20 +91,24 @@ class Tables:
         self._open.clear()
 
     def _local(self, manifest_id: str) -> ManifestTable | None:
-        path = self._folder / manifest_id
-        try:
-            return ManifestTable(path, self._pages)
-        except FileNotFoundError:
-            return None
-        except TableDamagedError as error:
-            logger.warning("%s; it is fetched again", error)
-            path.unlink(missing_ok=True)
-            return None
+        for path in self._paths(manifest_id):
+            try:
+                return ManifestTable(path, self._pages)
+            except FileNotFoundError:
+                continue
+            except (TableDamagedError, CacheError, OSError) as error:
+                logger.warning("%s; it is fetched again", error)
+                path.unlink(missing_ok=True)
+        return None
+
+    def _paths(self, manifest_id: str) -> list[Path]:
+        return [folder / manifest_id for folder in self._folders]
 
     async def _fetch(self, manifest_id: str) -> None:
         pause_s = _FIRST_PAUSE_S
         while True:
-            job = TableJob(self._pool.next_number(), manifest_id, str(self._folder / manifest_id))
+            paths = tuple(map(str, self._paths(manifest_id)))
+            job = TableJob(self._pool.next_number(), manifest_id, paths)
             try:
                 await self._pool.ask(job, _TABLE_PRIORITY)
                 return
