@@ -108,6 +108,7 @@ struct kept {
     struct kept *chain;           /* in its hash bucket, or in the list of free ones */
     unsigned char *body;          /* the request: inline_body, or allocated when it is larger */
     uint64_t unique;
+    uint64_t came_ns;       /* when it came */
     uint64_t since_ns;      /* when it came, or was last sent */
     uint64_t checked_ns;    /* when it came, or its reader was last looked up */
     uint64_t daemon_serial; /* 0: waiting */
@@ -260,7 +261,7 @@ static struct kept *kept_add(struct lane *lane, const struct fuse_in_header *req
     kept->length = request->len;
     kept->opcode = request->opcode;
     kept->pid = request->pid;
-    kept->since_ns = kept->checked_ns = now_ns();
+    kept->came_ns = kept->since_ns = kept->checked_ns = now_ns();
     kept->daemon_serial = 0;
     kept->interrupted = kept->sent_before = kept->sent_again = false;
     struct kept **bucket = bucket_of(lane, request->unique);
@@ -645,6 +646,20 @@ static int failure_of(const struct kept *kept) {
     return is_close ? 0 : EIO;
 }
 
+/* Requests that are too old altogether: daemons come and die, and none lives long enough to answer or to be absent. */
+static void check_age(struct lane *lane, const struct list *list, uint64_t now) {
+    uint64_t limit = lane->request_deadline_ns + 2 * lane->answer_deadline_ns;
+    if (!lane->request_deadline_ns || !lane->answer_deadline_ns)
+        return;
+    for (struct kept *kept = list->first, *next; kept; kept = next) {
+        next = kept->next;
+        if (now > kept->came_ns + limit) {
+            COUNT(lane, answered_outage);
+            answer_kept(lane, kept->unique, failure_of(kept));
+        }
+    }
+}
+
 /* Requests whose deadline has passed. */
 static void check_deadlines(struct lane *lane, uint64_t now) {
     uint64_t limit = lane->request_deadline_ns;
@@ -702,6 +717,8 @@ static void tick(struct lane *lane, uint64_t now) {
     send_init(lane);
     send_waiting(lane);
     check_deadlines(lane, now);
+    check_age(lane, &lane->waiting, now);
+    check_age(lane, &lane->sent, now);
     answer_killed(lane, &lane->waiting, now, &checks);
     answer_killed(lane, &lane->sent, now, &checks);
     pthread_mutex_unlock(&lane->mutex);

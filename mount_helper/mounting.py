@@ -110,7 +110,7 @@ def _mount_as_root(request: MountRequest) -> int:
         flags |= FLAG_OF_OPTION.get(option, 0)
     data = (
         f"fd={fuse_fd},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()},"
-        f"default_permissions,max_read={request.max_read_bytes}"
+        f"max_read={request.max_read_bytes}"
     )
     if "noallow_other" not in request.options:
         data += ",allow_other"
@@ -159,7 +159,7 @@ def _mount_with_fusermount(request: MountRequest) -> int:
     """fusermount3 is setuid root: it mounts, and sends the fd through a socket (_FUSE_COMMFD)."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     source = request.source.replace("\\", "\\\\").replace(",", "\\,")
-    options = ["default_permissions", f"max_read={request.max_read_bytes}"]
+    options = [f"max_read={request.max_read_bytes}"]
     options += [f"fsname={source}", "subtype=cachefs"]
     options += [option for option in request.options if option in {*FLAG_OF_OPTION, "allow_other"}]
     with ours, theirs:

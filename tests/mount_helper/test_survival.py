@@ -300,3 +300,16 @@ def test_long_queue(tiny_mount: TinyMount) -> None:
     for thread in threads:
         thread.join(DEADLINE_S)
     assert outcome == [True] * 250
+
+
+def test_daemons_that_keep_dying_over_a_read_do_not_make_it_wait_for_ever(
+    tiny_mount: TinyMount,
+) -> None:
+    """Neither deadline is reached when each daemon lives a moment; the age of the request counts."""
+    deadlines = ("--request-deadline-s", "1", "--answer-deadline-s", "1")
+    tiny_mount.started("dies-at-reads", *deadlines)
+    began = time.monotonic()
+    with pytest.raises(OSError, match="Input/output error"):
+        read_direct(tiny_mount.data, 0, 4096)
+    assert 2.5 < time.monotonic() - began < 15
+    assert tiny_mount.lane("answered_outage") >= 1

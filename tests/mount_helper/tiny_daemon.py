@@ -89,6 +89,8 @@ class Tiny(pyfuse3.Operations):
     async def read(self, fh: int, off: int, size: int) -> bytes:
         if self.mode == "slow":
             await trio.sleep(self.value)
+        if self.mode == "dies-at-reads":
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.mode == "hang":
             await trio.sleep_forever()
         if self.mode == "dies-after":
