@@ -18,6 +18,15 @@ MAP_BYTES = 64 * GIB
 
 DATABASES = ("meta", "residency", "slots", "extents", "images", "versions")
 
+_DAMAGE = (
+    lmdb.InvalidError,
+    lmdb.CorruptedError,
+    lmdb.PageNotFoundError,
+    lmdb.VersionMismatchError,
+)
+_UNWRITTEN_PAGES = 64
+"""LMDB does not write pages at the end that a transaction took and gave back: some, never many."""
+
 
 class Database:
     """The environment and its named databases.
@@ -50,11 +59,14 @@ def open_database(path: Path, segments_path: Path) -> tuple[Database, bool]:
     Raises:
         CacheError: the disk does not let us.
     """
+    data = path / "data.mdb"
     try:
-        return _open(path), False
-    except (lmdb.Error, OSError) as error:
-        if path.exists():
-            logger.warning("the index %s cannot be used (%s): L1 starts empty", path, error)
+        if data.exists() and data.stat().st_size:
+            return _open(path), False
+    except _DAMAGE as error:
+        logger.warning("the index %s is damaged (%s): L1 starts empty", path, error)
+    except (lmdb.Error, OSError) as error:  # says nothing of what is in it
+        raise CacheError(f"cannot open the index {path}: {error}") from error
     try:
         shutil.rmtree(path, ignore_errors=True)
         for segment in segments_path.iterdir():
@@ -76,4 +88,16 @@ def _open(path: Path) -> Database:
         max_readers=64,
         create=False,
     )
-    return Database(env)
+    try:
+        _check_length(env, path)
+        return Database(env)
+    except BaseException:
+        env.close()
+        raise
+
+
+def _check_length(env: lmdb.Environment, path: Path) -> None:
+    """Refuse a file that was cut: a page mapped behind its end would end the daemon with SIGBUS."""
+    pages = env.info()["last_pgno"] + 1 - _UNWRITTEN_PAGES
+    if pages * env.stat()["psize"] > (path / "data.mdb").stat().st_size:
+        raise lmdb.CorruptedError("it was cut short")

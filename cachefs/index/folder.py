@@ -23,6 +23,9 @@ from cachefs.errors import CacheError, ConflictError, FormatError
 
 CACHE_FORMAT = 1
 
+_HARMLESS = {"lock", "lock.tmp", "lost+found"}
+"""What a start that was interrupted leaves, and what a file system of its own has."""
+
 
 @dataclass(frozen=True, slots=True)
 class CacheFolder:
@@ -109,7 +112,7 @@ def _lock(lock_fd: int, path: Path, wait_s: float) -> None:
 def _check_identity(path: Path, store_identity: str | None) -> None:
     description = path / "cachefs-cache.json"
     if not description.exists():
-        foreign = sorted(entry.name for entry in path.iterdir() if entry.name != "lock")
+        foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in _HARMLESS)
         if foreign:
             raise FormatError(
                 f"{path} is no cache folder (it holds {foreign[0]}): "
