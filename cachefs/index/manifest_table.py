@@ -74,11 +74,12 @@ class ManifestTable:
         self.path = path
         self._pages = pages
         self._serial = next(_serials)
+        self._fd = -1
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._read_header()
         except BaseException:
-            os.close(self._fd)
+            self.close()
             raise
 
     def chunk(self, index: int) -> ChunkRef:
@@ -113,8 +114,13 @@ class ManifestTable:
         return list({data[at : at + ID_BYTES] for at in starts})
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
+        """Close the file. Where others may still read it is left to the last of them to go."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        self.close()
 
     def _row(self, index: int) -> int:
         run = bisect_right(self._firsts, index) - 1
@@ -137,6 +143,8 @@ class ManifestTable:
         magic, number, header_bytes, checksum = _PREFIX.unpack(self._pread(_PREFIX.size, 0))
         if magic != _MAGIC or number != _FORMAT:
             raise TableDamagedError(f"{self.path} is no local table of this version")
+        if header_bytes > os.fstat(self._fd).st_size:  # or it would cost memory
+            raise TableDamagedError(f"the local table {self.path} is damaged")
         header = self._pread(header_bytes, _PREFIX.size)
         if zlib.crc32(header) != checksum:
             raise TableDamagedError(f"the local table {self.path} is damaged")

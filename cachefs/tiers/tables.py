@@ -25,7 +25,7 @@ _PAGE_CACHE_BYTES = 8 * MIB
 """The records of about 190,000 chunks: 12 GiB of images in 64 KiB chunks under random reads."""
 
 _MAX_OPEN = 1024
-"""Tables with an open file; the one used longest ago is closed for another."""
+"""Tables with an open file; the one used longest ago is given up: it closes with its last reader."""
 
 _FIRST_PAUSE_S = 0.1
 
@@ -70,10 +70,11 @@ class Tables:
         return table
 
     def discard(self, manifest_id: str) -> None:
-        """Remove a local table that is damaged, or not needed any more."""
-        table = self._open.pop(manifest_id, None)
-        if table is not None:
-            table.close()
+        """Remove a local table that is damaged, or not needed any more.
+
+        It stays open for those who read it now.
+        """
+        self._open.pop(manifest_id, None)
         for path in self._paths(manifest_id):
             path.unlink(missing_ok=True)
 
@@ -122,5 +123,4 @@ class Tables:
         self._open[manifest_id] = table
         self._open.move_to_end(manifest_id)
         if len(self._open) > _MAX_OPEN:
-            _, oldest = self._open.popitem(last=False)
-            oldest.close()
+            self._open.popitem(last=False)
