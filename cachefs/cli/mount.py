@@ -125,7 +125,7 @@ def _configuration(
 
 def _default_cache_dir() -> Path:
     if os.geteuid() == 0:
-        return Path("/var/cache/cachefs")
+        return Path("/var/cache/cachefs/mounts")
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cachefs" / "mounts"
 
 

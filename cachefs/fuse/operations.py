@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pyfuse3
 
-from cachefs.errors import TableDamagedError
+from cachefs.errors import CorruptError, TableDamagedError
 from cachefs.fuse.boundary import handler
 from cachefs.index.manifest_table import ManifestTable
 from cachefs.reader import Reader
@@ -226,11 +226,17 @@ class Operations(pyfuse3.Operations):
         return node
 
     async def _table(self, inode: int) -> ManifestTable:
-        table = self._tables[inode] = await self._open_table(self._file(inode).version.manifest)
-        return table
+        return self._checked(inode, await self._open_table(self._file(inode).version.manifest))
 
     async def _renewed_table(self, inode: int) -> ManifestTable:
-        table = self._tables[inode] = await self._renew_table(self._file(inode).version.manifest)
+        return self._checked(inode, await self._renew_table(self._file(inode).version.manifest))
+
+    def _checked(self, inode: int, table: ManifestTable) -> ManifestTable:
+        """A size that differs would make the kernel fill the rest with zeros."""
+        node = self._file(inode)
+        if table.size_bytes != node.version.size_bytes:
+            raise CorruptError(f"image '{node.name}' and its manifest disagree about its size")
+        self._tables[inode] = table
         return table
 
     def _attributes(self, node: Node) -> pyfuse3.EntryAttributes:

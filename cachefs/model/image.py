@@ -8,7 +8,9 @@ from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
-from cachefs.errors import FormatError, UsageError
+from blake3 import blake3
+
+from cachefs.errors import CorruptError, FormatError, UsageError
 from cachefs.model.chunk import ID_BYTES, check_chunk_bytes
 
 IMAGE_FORMAT = 1
@@ -61,6 +63,7 @@ class Image:
             "name": self.name,
             "versions": [asdict(version) for version in self.versions],
         }
+        record["check"] = _check_of(record)
         return json.dumps(record, indent=1, sort_keys=True).encode()
 
     @classmethod
@@ -69,6 +72,7 @@ class Image:
 
         Raises:
             FormatError: it is no image record, or one of a format that this version does not know.
+            CorruptError: it does not match its own check.
         """
         try:
             record = json.loads(data)
@@ -77,12 +81,19 @@ class Image:
                     f"{origin} has format {record['format']}, this cachefs knows {IMAGE_FORMAT}: "
                     "use a newer cachefs"
                 )
+            if record.pop("check") != _check_of(record):
+                raise CorruptError(f"{origin} is corrupt: it does not match its check")
             versions = tuple(_version(version) for version in record["versions"])
             image = cls(check_image_name(record["name"]), versions)
             _check_numbers(image)
         except _NOT_A_RECORD as error:
             raise FormatError(f"{origin} is not an image record: {error!r}") from error
         return image
+
+
+def _check_of(record: dict[str, Any]) -> str:
+    """Return the BLAKE3 of a record without its check: a flipped bit in a size must not show."""
+    return str(blake3(json.dumps(record, sort_keys=True).encode()).hexdigest())
 
 
 def _version(record: dict[str, Any]) -> ImageVersion:

@@ -172,9 +172,9 @@ def test_a_manifest_that_names_other_frames_than_the_index_is_found(store: Store
 
 
 def test_an_image_that_is_also_a_folder_is_found(store: Store, root: Path) -> None:
-    data = (root / "images" / "three.json").read_bytes()
+    image, _ = store.image("three")
     (root / "images" / "three").mkdir()
-    (root / "images" / "three" / "x.json").write_bytes(data.replace(b'"three"', b'"three/x"'))
+    (root / "images" / "three" / "x.json").write_bytes(replace(image, name="three/x").to_json())
     assert "of an image and of a folder" in only_problem(verify_store(store))[1]
 
 

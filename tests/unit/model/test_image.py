@@ -2,8 +2,9 @@ import json
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
-from cachefs.errors import FormatError, UsageError
+from cachefs.errors import CorruptError, FormatError, UsageError
 from cachefs.model.image import Image, ImageVersion, check_image_name
 
 VERSION = ImageVersion(
@@ -74,8 +75,17 @@ def test_other_json_is_no_record(data: bytes) -> None:
 def test_a_record_with_a_wrong_value_is_refused(key: str, value: Any) -> None:
     record = json.loads(IMAGE.to_json())
     record["versions"][0][key] = value
+    del record["check"]
+    record["check"] = blake3(json.dumps(record, sort_keys=True).encode()).hexdigest()
     with pytest.raises(FormatError, match="not an image record"):
         Image.from_json(json.dumps(record).encode(), "here")
+
+
+def test_a_record_that_was_changed_is_corrupt() -> None:
+    data = IMAGE.to_json().replace(b'"size_bytes": 10000', b'"size_bytes": 10001')
+    assert data != IMAGE.to_json()
+    with pytest.raises(CorruptError, match="here is corrupt"):
+        Image.from_json(data, "here")
 
 
 @pytest.mark.parametrize("versions", [(), (VERSION, VERSION)])
