@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 
-import lmdb
 import trio
 
-from cachefs.errors import CachefsError
+from cachefs.errors import CacheError, CachefsError
 from cachefs.index.names import KnownImage, Names
 from cachefs.metrics import Metrics
 from cachefs.tiers.jobs import Done, ListJob
@@ -83,7 +82,7 @@ class ListingTask:
         if images != self._known:
             try:
                 await self._show(images)
-            except (lmdb.Error, OSError) as error:  # a full disk: what was not written is not shown
+            except CacheError as error:  # a full disk: what was not written is not shown
                 self.last_error = f"the cache folder does not take the new list: {error}"
                 logger.warning("%s", self.last_error)
 

@@ -86,7 +86,7 @@ class Names:
         try:
             with self._database.env.begin(write=True) as txn:
                 yield txn
-        except lmdb.Error as error:
+        except (lmdb.Error, OSError) as error:
             raise CacheError(f"cannot write the names of images to the index: {error}") from error
 
 

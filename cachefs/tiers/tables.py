@@ -25,7 +25,7 @@ _PAGE_CACHE_BYTES = 8 * MIB
 """The records of about 190,000 chunks: 12 GiB of images in 64 KiB chunks under random reads."""
 
 _MAX_OPEN = 1024
-"""Tables with an open file; the one used longest ago is given up: it closes with its last reader."""
+"""Tables with an open file; the oldest is given up, and closes with its last reader."""
 
 _FIRST_PAUSE_S = 0.1
 
