@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,7 +157,8 @@ class FetcherPool:
 
     def _start(self) -> _Running:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, ExitStack() as undo:
+            undo.callback(ours.close)
             fd = theirs.fileno()
             # Not trio's open_process: it forks in a thread, with whose end the fetcher would die.
             process = subprocess.Popen(
@@ -171,6 +173,7 @@ class FetcherPool:
                 pass_fds=(fd, self._lock_fd),
                 stdin=subprocess.DEVNULL,
             )
+            undo.pop_all()
         self.pids.add(process.pid)
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         return _Running(process, stream, {}, trio.current_time(), trio.Event())
@@ -240,6 +243,8 @@ class FetcherPool:
 
 async def _wait_for_end(process: subprocess.Popen[bytes]) -> None:
     """Wait until a process is gone, and take its exit status."""
+    if process.poll() is not None:
+        return
     fd = os.pidfd_open(process.pid)
     try:
         await trio.lowlevel.wait_readable(fd)

@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,7 +50,7 @@ def test_no_two_neighbours_could_have_been_one_range(
     wanted: list[Frame], max_gap: int, max_range: int
 ) -> None:
     ranges = plan_ranges(wanted, max_gap, max_range)
-    for first, second in zip(ranges, ranges[1:], strict=False):
+    for first, second in pairwise(ranges):
         if first.pack != second.pack:
             continue
         frame = wanted[second.members[0]]
