@@ -109,7 +109,10 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_TRUNC:
             raise pyfuse3.FUSEError(errno.EROFS)
         await self._table(inode)
-        return pyfuse3.FileInfo(fh=inode, keep_cache=True)
+        # Writes through a shared map would lie in the page cache for every reader to see: the
+        # kernel refuses such maps of a file that was opened so, and allows private ones.
+        for_writing = flags & os.O_ACCMODE != os.O_RDONLY
+        return pyfuse3.FileInfo(fh=inode, keep_cache=True, direct_io=for_writing)
 
     async def read(  # type: ignore[override] # pyfuse3 takes any buffer, its stubs say bytes
         self, fh: int, off: int, size: int
@@ -123,7 +126,7 @@ class Operations(pyfuse3.Operations):
         return await self._read(fh, off, size)
 
     @handler
-    async def _read(self, fh: int, off: int, size: int) -> bytes:
+    async def _read(self, fh: int, off: int, size: int) -> bytes | memoryview:
         table = self._tables.get(fh) or await self._table(fh)
         try:
             return await self._reader.read(table, off, size)
