@@ -29,14 +29,13 @@ from pathlib import Path
 from mount_helper import __version__, _lane, control, mounting, rundir
 from mount_helper.daemon_keeper import DaemonEnd, DaemonKeeper
 from mount_helper.daemon_process import DaemonProcess, socket_holds_large_messages
-from mount_helper.errors import MountError
+from mount_helper.errors import MOUNT_FAILED_EXIT_CODE, MountError
 from mount_helper.event_loop import EventLoop
 from mount_helper.launching import Launcher, log, open_log, run_in_background
 from mount_helper.settings import LARGEST_READ_BYTES, Settings, parse
 
 UNMOUNT_RETRY_S = 1.0
 SMALL_READ_BYTES = 131072  # what a socket of the default size can carry with its header
-START_FAILED_EXIT_CODE = 1
 MAX_BACKGROUND = 128  # asynchronous reads in flight; the kernel's 12 would starve a deep queue
 MOUNT_DEADLINE, UNMOUNT_RETRY = "mount deadline", "unmount retry"
 
@@ -105,7 +104,7 @@ class Supervisor:
             message = (
                 end.message or f"the daemon ended before the mount answered ({end.describe()})"
             )
-            exit_code = end.failure_exit_code or end.code or START_FAILED_EXIT_CODE
+            exit_code = end.failure_exit_code or end.code or MOUNT_FAILED_EXIT_CODE
             raise MountError(f"{message}; its log: {self._log_name()}", exit_code)
         else:
             wait_s = self._keeper.schedule_restart(was_planned=was_planned)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -16,7 +17,7 @@ from cachefs.cli.options import json_option, store_option
 from cachefs.config import Config, load_config, parse_mount_options
 from cachefs.errors import CachefsError, MountError, UsageError
 from cachefs.units import format_size
-from mount_helper import control, rundir
+from mount_helper import control, mounting, rundir
 from mount_helper.errors import MountError as HelperError
 
 _ANSWER_WAIT_S = 10.0
@@ -36,7 +37,7 @@ _ANSWER_DEADLINES = 2
 )
 @click.option("-o", "options", multiple=True, help="Options, as in -o quota=20GiB,verify=read.")
 @click.option("--foreground", is_flag=True, help="Stay in the foreground and log to the terminal.")
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Path)
 def mount_command(
     store: str | None,
     cache_dir: Path | None,
@@ -55,11 +56,15 @@ def mount_command(
 @click.command("umount")
 @click.option("--lazy", is_flag=True, help="Take it out of the tree now; open files live on.")
 @click.option("--wait", "wait_s", default=30.0, show_default=True, help="Seconds for a clean end.")
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Path)
 def umount_command(mountpoint: Path, lazy: bool, wait_s: float) -> None:
     """End a mount, and wait until its cache is written."""
     folder = _run_folder(mountpoint)
-    answer = _ask_supervisor(folder, mountpoint, {"command": "unmount", "lazy": lazy})
+    try:
+        answer = control.ask(folder, {"command": "unmount", "lazy": lazy}, _ANSWER_WAIT_S)
+    except OSError as error:
+        _clear_dead_mount(mountpoint, error)
+        return
     if not answer.get("ok"):
         raise MountError(str(answer.get("error")))
     if not lazy:
@@ -68,7 +73,7 @@ def umount_command(mountpoint: Path, lazy: bool, wait_s: float) -> None:
 
 @click.command("status")
 @json_option
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Path)
 def status_command(mountpoint: Path, as_json: bool) -> None:
     """Tell how a mount is doing: its daemon, its cache, its store, what it served from where."""
     folder = _run_folder(mountpoint)
@@ -86,7 +91,7 @@ def status_command(mountpoint: Path, as_json: bool) -> None:
 
 @click.command("scrub")
 @json_option
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Path)
 def scrub_command(mountpoint: Path, as_json: bool) -> None:
     """Verify all that a mount's L1 holds, now and at full speed."""
     answer = _ask_daemon(_run_folder(mountpoint), {"command": "scrub"}, _SCRUB_WAIT_S)
@@ -162,9 +167,39 @@ def _ask_supervisor(folder: Path, mountpoint: Path, request: dict[str, Any]) -> 
     try:
         return control.ask(folder, request, _ANSWER_WAIT_S)
     except OSError as error:
-        raise MountError(
-            f"{mountpoint} is not a cachefs mount of this user: see 'mount -t fuse.cachefs'"
-        ) from error
+        if _has_lost_its_supervisor(mountpoint):
+            raise MountError(
+                f"{mountpoint} has lost its supervisor: end it with 'cachefs umount {mountpoint}'"
+            ) from error
+        raise _not_mounted(mountpoint) from error
+
+
+def _clear_dead_mount(mountpoint: Path, error: OSError) -> None:
+    """Take away a mount that nobody serves any more."""
+    if not _has_lost_its_supervisor(mountpoint):
+        raise _not_mounted(mountpoint) from error
+    try:
+        mounting.unmount(rundir.canonical_mountpoint(str(mountpoint)), lazy=True)
+    except HelperError as failure:
+        raise MountError(str(failure)) from failure
+
+
+def _has_lost_its_supervisor(mountpoint: Path) -> bool:
+    """Whether this is a mount of ours that answers everything with ENOTCONN."""
+    path = rundir.canonical_mountpoint(str(mountpoint))
+    if not mounting.is_mounted(path):
+        return False
+    try:
+        os.statvfs(path)  # the kernel has no answer of its own to this
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
+    return False
+
+
+def _not_mounted(mountpoint: Path) -> MountError:
+    return MountError(
+        f"{mountpoint} is not a cachefs mount of this user: see 'mount -t fuse.cachefs'"
+    )
 
 
 def _ask_daemon(folder: Path, request: dict[str, Any], wait_s: float) -> dict[str, Any]:

@@ -104,8 +104,8 @@ def test_aborted_connection_leaves_no_mount(tiny_mount: TinyMount) -> None:
     [
         ("refuses", [], 42, "the store is not there; look"),
         ("exits", [], 7, "exit code 7"),
-        ("never-ready", ["--start-timeout-s", "0.5"], 1, "not ready within 0.5 s"),
-        ("dies-before-init", [], 1, "signal 9"),
+        ("never-ready", ["--start-timeout-s", "0.5"], 8, "not ready within 0.5 s"),
+        ("dies-before-init", [], 8, "signal 9"),
     ],
 )
 def test_start_failure(
@@ -122,7 +122,7 @@ def test_start_failure(
 def test_bad_mountpoints(tiny_mount: TinyMount, tmp_path: Path) -> None:
     tiny_mount.started()
     again = tiny_mount.start()
-    assert again.returncode == 1
+    assert again.returncode == 8
     assert "is a cachefs mount already" in again.stderr
     tiny_mount.clean_up()
     tiny_mount.mountpoint.rmdir()
