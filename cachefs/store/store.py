@@ -206,12 +206,12 @@ def create_store(url: str) -> Store:
 def _identity(description: bytes, url: str) -> str:
     try:
         record = json.loads(description)
-        number, digest, identity = record["format"], record["hash"], record["identity"]
+        number = record["format"]
+        if number != STORE_FORMAT or record["hash"] != "blake3":
+            raise FormatError(
+                f"{url} has format {number} ({record.get('hash')}), this cachefs knows "
+                f"{STORE_FORMAT} (blake3): use a newer cachefs"
+            )
+        return str(record["identity"])
     except (ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{url}/cachefs.json does not describe a store: {error!r}") from error
-    if number != STORE_FORMAT or digest != "blake3":
-        raise FormatError(
-            f"{url} has format {number} ({digest}), this cachefs knows {STORE_FORMAT} (blake3): "
-            "use a newer cachefs"
-        )
-    return str(identity)
