@@ -69,16 +69,22 @@ class Reader:
             return None
         size_bytes = max(0, min(size_bytes, table.size_bytes - offset))
         try:
-            if not self._fill(table, offset, size_bytes):
-                return None
+            zeros = self._fill(table, offset, size_bytes)
         except (CachefsError, OSError, lmdb.Error):
             return None
-        self._metrics.reads += 1
-        self._metrics.read_bytes += size_bytes
+        if zeros is None:
+            return None
+        metrics = self._metrics
+        metrics.reads += 1
+        metrics.read_bytes += size_bytes
+        metrics.zero_chunks += zeros
+        metrics.l1_hit_chunks += _chunks(offset, size_bytes, table.chunk_bytes) - zeros
         return self._buffer[:size_bytes]
 
-    async def read(self, table: ManifestTable, offset: int, size_bytes: int) -> bytes:
+    async def read(self, table: ManifestTable, offset: int, size_bytes: int) -> bytes | memoryview:
         """Return the bytes of an image from `offset`: `size_bytes`, or fewer at its end.
+
+        The result is valid until something else runs on this thread.
 
         Raises:
             DeadlineError: the chunks did not come in time.
@@ -97,14 +103,14 @@ class Reader:
         finally:
             self._metrics.waiting_reads -= 1
 
-    def _fill(self, table: ManifestTable, offset: int, size_bytes: int) -> bool:
-        """Fill the shared buffer with hits; False at the first chunk that is none.
+    def _fill(self, table: ManifestTable, offset: int, size_bytes: int) -> int | None:
+        """Fill the shared buffer; None at the first chunk that is no hit, else how many are zero.
 
         Chunks that lie side by side in L1, as a sequential fetch leaves them, are one preadv.
         """
         chunk_bytes, locate = table.chunk_bytes, self._l1.locate_hit
         index, start = divmod(offset, chunk_bytes)
-        at = run_at = zeros = chunks = 0
+        at = run_at = zeros = 0
         run_fd = run_position = -1
         while at < size_bytes:
             want = min(chunk_bytes - start, size_bytes - at)
@@ -112,22 +118,19 @@ class Reader:
             if found:
                 place = locate(found)
                 if place is None:
-                    return False
+                    return None
                 fd, position = place[0], place[1] + start
             else:
                 fd, position = -1, 0
                 zeros += 1
             if fd != run_fd or position != run_position + at - run_at:
                 if not self._fill_run(run_fd, run_position, run_at, at):
-                    return False
+                    return None
                 run_fd, run_position, run_at = fd, position, at
             at += want
             index += 1
-            chunks += 1
             start = 0
-        self._metrics.l1_hit_chunks += chunks - zeros
-        self._metrics.zero_chunks += zeros
-        return self._fill_run(run_fd, run_position, run_at, at)
+        return zeros if self._fill_run(run_fd, run_position, run_at, at) else None
 
     def _fill_run(self, fd: int, position: int, begin: int, end: int) -> bool:
         """Fill a part of the shared buffer from a file, or with zeros if there is no file."""
@@ -139,27 +142,54 @@ class Reader:
         # A short read or EAGAIN: not all of it is in the page cache.
         return os.preadv(fd, [self._buffer[begin:end]], position, os.RWF_NOWAIT) == end - begin
 
-    async def _read_long(self, table: ManifestTable, offset: int, size_bytes: int) -> bytes:
-        """Read with waits: misses, slow disks, verification. Fetches all misses at once."""
+    async def _read_long(
+        self, table: ManifestTable, offset: int, size_bytes: int
+    ) -> bytes | memoryview:
+        """Read with waits. All misses are fetched at once, and are hits when they have landed."""
         deadline_s = trio.current_time() + self._deadline_s
         pieces = _split(offset, size_bytes, table.chunk_bytes)
         refs = [table.chunk(piece.index) for piece in pieces]
-        parts: list[bytes | None] = []
-        with trio.move_on_at(deadline_s) as scope:
-            parts = [
-                await self._from_l1(ref, piece) for ref, piece in zip(refs, pieces, strict=True)
-            ]
-        if scope.cancelled_caught:
-            raise DeadlineError(f"L1 did not answer within {self._deadline_s:.0f} s")
-        missing = [number for number, part in enumerate(parts) if part is None]
-        if missing:
-            wanted = [refs[number] for number in missing]
-            self._metrics.miss_chunks += len(missing)
-            with self._stack.flights(wanted, table.chunk_bytes, deadline_s) as flights:
-                await self._stack.wait(flights, deadline_s)
-                for number, flight in zip(missing, flights, strict=True):
-                    parts[number] = await self._from_flight(flight, pieces[number])
-        return b"".join(part for part in parts if part is not None)
+        missing = [ref for ref in refs if not ref.is_zero and self._l1.find(ref.id) is None]
+        if not missing:
+            return await self._read_pieces(refs, pieces, {}, table.chunk_bytes, deadline_s)
+        self._metrics.miss_chunks += len(missing)
+        with self._stack.flights(missing, table.chunk_bytes, deadline_s) as flights:
+            await self._stack.wait(flights, deadline_s)
+            if not self._verify_reads and self._fill_landed(table, offset, size_bytes):
+                return self._buffer[:size_bytes]
+            landed = {flight.ref.id: flight for flight in flights}
+            return await self._read_pieces(refs, pieces, landed, table.chunk_bytes, deadline_s)
+
+    def _fill_landed(self, table: ManifestTable, offset: int, size_bytes: int) -> bool:
+        try:
+            return self._fill(table, offset, size_bytes) is not None
+        except OSError:  # the piecewise way says what it is
+            return False
+
+    async def _read_pieces(
+        self,
+        refs: list[ChunkRef],
+        pieces: list[_Piece],
+        landed: dict[bytes, Flight],
+        chunk_bytes: int,
+        deadline_s: float,
+    ) -> bytes:
+        """Read chunk by chunk: from its flight, else from L1, else by one more flight."""
+        parts: list[bytes] = []
+        with trio.move_on_at(deadline_s):
+            for ref, piece in zip(refs, pieces, strict=True):
+                flight = landed.get(ref.id)
+                part = await (
+                    self._from_flight(flight, piece) if flight else self._from_l1(ref, piece)
+                )
+                if part is None:  # gone meanwhile, or it turned out to be bad
+                    self._metrics.miss_chunks += 1
+                    with self._stack.flights([ref], chunk_bytes, deadline_s) as again:
+                        await self._stack.wait(again, deadline_s)
+                        part = await self._from_flight(again[0], piece)
+                parts.append(part)
+            return b"".join(parts)
+        raise DeadlineError(f"L1 did not answer within {self._deadline_s:.0f} s")
 
     async def _from_l1(self, ref: ChunkRef, piece: _Piece) -> bytes | None:
         """Return a piece from L1, None if L1 does not hold its chunk, or only a bad copy."""
@@ -239,3 +269,8 @@ def _split(offset: int, size_bytes: int, chunk_bytes: int) -> list[_Piece]:
         pieces.append(_Piece(index, start, want))
         offset += want
     return pieces
+
+
+def _chunks(offset: int, size_bytes: int, chunk_bytes: int) -> int:
+    """Return how many chunks a read touches."""
+    return (offset + size_bytes - 1) // chunk_bytes - offset // chunk_bytes + 1 if size_bytes else 0

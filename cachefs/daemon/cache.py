@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lmdb
 import numpy as np
+import numpy.typing as npt
 import trio
 
 from cachefs.config import Config
@@ -31,21 +32,18 @@ class Cache:
     l1: L1
     keeper: Keeper
 
-    def save_recency(self) -> None:
+    async def save_recency(self) -> None:
         """Write down how recently each slot was used; losing that costs only good order."""
-        for number, slots in self.l1.classes.items():
+        # The snapshots are taken here: a policy knows one thread only.
+        snapshots = {n: slots.policy.snapshot() for n, slots in self.l1.classes.items()}
+        for number, snapshot in snapshots.items():
             path = _recency_path(self.folder, number)
-            temporary = path.with_suffix(".tmp.npy")
-            try:
-                np.save(temporary, slots.policy.snapshot())
-                temporary.rename(path)
-            except OSError as error:
-                logger.warning("cannot write %s: %s", path, error)
+            await trio.to_thread.run_sync(_write_recency, path, snapshot)
 
     async def close(self) -> None:
         """Commit everything, bring it to the disk, and say that this was a clean stop."""
         is_committed = await self.keeper.commit()
-        self.save_recency()
+        await self.save_recency()
         if is_committed:
             await trio.to_thread.run_sync(self._close_epoch)
         self.l1.close()
@@ -79,9 +77,19 @@ def open_cache(folder: CacheFolder, config: Config, metrics: Metrics) -> Cache:
 def _restore_recency(folder: CacheFolder, l1: L1) -> None:
     for number, slots in l1.classes.items():
         try:
-            slots.policy.restore(np.load(_recency_path(folder, number)))
+            with _recency_path(folder, number).open("rb") as file:
+                slots.policy.restore(np.lib.format.read_array(file))
         except (OSError, ValueError) as error:
             logger.info("starting without the order of use of class %d: %s", number, error)
+
+
+def _write_recency(path: Path, snapshot: npt.NDArray[np.uint32]) -> None:
+    temporary = path.with_suffix(".tmp.npy")
+    try:
+        np.save(temporary, snapshot)
+        temporary.rename(path)
+    except OSError as error:
+        logger.warning("cannot write %s: %s", path, error)
 
 
 def _recency_path(folder: CacheFolder, number: int) -> Path:

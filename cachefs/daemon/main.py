@@ -7,6 +7,7 @@ in docs/concurrency.md.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import signal
 from contextlib import suppress
@@ -98,7 +99,7 @@ class Daemon:
         """Write the order of use down now and then."""
         while True:
             await trio.sleep(_RECENCY_INTERVAL_S)
-            await trio.to_thread.run_sync(self.cache.save_recency)
+            await self.cache.save_recency()
 
     async def _table(self, manifest_id: str) -> ManifestTable:
         opened = self.tables.opened(manifest_id)
@@ -174,12 +175,23 @@ async def _run_tasks(
             if config.metrics.listen:
                 _serve_metrics(config.metrics.listen, daemon.metrics)
             nursery.start_soon(_serve_fuse, nursery.cancel_scope)
+            _calm_collector()
             supervisor.ready()
             await _wait_for_stop(supervisor)
             end_session()
         finally:
             nursery.cancel_scope.cancel()
     close_session()
+
+
+def _calm_collector() -> None:
+    """Leave what the start has made out of every later collection, and collect seldom.
+
+    A collection walks everything that lives, on the event loop, under a hit that waits.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 async def _wait_for_stop(supervisor: Supervisor) -> None:

@@ -67,7 +67,8 @@ class Keeper:
         dying, self._dying = self._dying, []
         if not batch.is_empty:
             try:
-                await trio.to_thread.run_sync(self._write, batch)
+                with trio.CancelScope(shield=True):  # what was taken must not be lost
+                    await trio.to_thread.run_sync(self._write, batch)
             except Exception as error:  # noqa: BLE001 - LMDB's errors, the disk's; the batch is kept
                 logger.warning("cannot write the index, trying again: %s", error)
                 l1.residency.committed(batch, failed=True)

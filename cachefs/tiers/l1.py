@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import trio
 
+from cachefs.errors import CacheError
 from cachefs.index.database import Database
 from cachefs.index.epoch import Epoch
 from cachefs.index.folder import CacheFolder
@@ -215,3 +216,16 @@ class L1:
             if slots.segment.size_bytes() < (row.extent + 1) * slots.segment.extent_bytes:
                 # Replaced or cut by somebody: what the index says of it may be wrong.
                 self.epoch.suspect_all()
+        self._give_back_unknown()
+
+    def _give_back_unknown(self) -> None:
+        """Give back disk space that an earlier run took, and of which no record tells."""
+        known = {slots.segment.path for slots in self.classes.values()}
+        try:
+            for path in self.folder.segments_path.iterdir():
+                if path not in known:
+                    path.unlink()
+            for slots in self.classes.values():
+                slots.segment.release_all_but(slots.extents)
+        except (OSError, CacheError) as error:
+            logger.warning("cannot give back what L1 does not use: %s", error)

@@ -67,7 +67,7 @@ class FetcherPool:
         metrics: Metrics,
     ) -> None:
         self._arguments = (store_url, store_identity)
-        self._count = count
+        self.count = count
         self._lock_fd = lock_fd
         self._job_timeout_s = job_timeout_s
         self._metrics = metrics
@@ -111,7 +111,7 @@ class FetcherPool:
     async def run(self) -> None:
         """Keep the fetchers running until cancelled; then end them and wait until they are gone."""
         async with trio.open_nursery() as nursery:
-            for _ in range(self._count):
+            for _ in range(self.count):
                 nursery.start_soon(self._keep_one)
 
     async def _keep_one(self) -> None:

@@ -38,7 +38,7 @@ class ClassSlots:
     @property
     def low(self) -> int:
         """Fewer free slots than this, and the keeper makes room."""
-        return min(max(_LEAST_FREE, self.total // 64), self.total // 4)
+        return min(max(_LEAST_FREE, self.total // 64), max(1, self.total // 4))
 
     def add_extent(self, extent: int, bitmap: bytes = b"") -> None:
         """Take notice of an extent with disk space; `bitmap` says which slots are occupied."""

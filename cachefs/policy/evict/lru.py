@@ -109,6 +109,8 @@ class Lru:
 
     def restore(self, used: npt.NDArray[np.uint32]) -> None:
         """See EvictionPolicy."""
+        if used.ndim != 1 or used.dtype != np.uint32:
+            raise ValueError("this is no snapshot")
         view = self._view()
         length = min(len(view), len(used))
         known = (view[:length] > 0) & (used[:length] > 0)

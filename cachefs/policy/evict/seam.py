@@ -45,5 +45,9 @@ class EvictionPolicy(Protocol):
         ...
 
     def restore(self, used: npt.NDArray[np.uint32]) -> None:
-        """Take over a snapshot of an earlier run for the slots that are occupied in both."""
+        """Take over a snapshot of an earlier run for the slots that are occupied in both.
+
+        Raises:
+            ValueError: this is no snapshot.
+        """
         ...
