@@ -60,6 +60,7 @@ done < <(env -0)
 
 mount -t proc proc "$root/proc"
 mount --rbind /sys "$root/sys"
+mountpoint --quiet "$root/sys/fs/fuse/connections" || mount -t fusectl fusectl "$root/sys/fs/fuse/connections"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs tmpfs "$root/run"
 # An installed system has it from its installer or from systemd; fusermount3 reads it.

@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 _COMMIT_INTERVAL_S = 0.1
 """How long a change may wait for its commit: a crash costs the warmth of so much."""
 
+_MOST_EVICTIONS = 256
+"""In one go, about 2 ms of the event loop; at a commit of 5 ms that is 3 GB/s of 64 KiB chunks."""
+
 _DISK_CHECK_INTERVAL_S = 1.0
 _GROW_RETRY_S = 10.0
 """After the disk refused to grow a segment."""
@@ -119,8 +122,10 @@ class Keeper:
     def _evict(self, slots: ClassSlots) -> None:
         """Give up enough for two bursts, so that the next call comes later."""
         wanted = 2 * slots.low - len(slots.free) - len(self._emptied)
-        for slot in slots.victims(max(0, wanted)):
+        for slot in slots.victims(min(max(0, wanted), _MOST_EVICTIONS)):
             self._give_up(slot)
+        if wanted > _MOST_EVICTIONS:
+            self._l1.wake.set()
 
     def _give_up(self, slot: int) -> None:
         chunk_id = self._l1.residency.chunk_in(slot)
