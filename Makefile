@@ -55,8 +55,11 @@ check: setup ## format, lint, types, layers, and more warnings for C
 	    'import sysconfig; print(sysconfig.get_path("include"))') mount_helper/lane.c
 	$(CC) -fsyntax-only $(C_WARNINGS) $$(pkg-config --cflags fuse3) bench/servers/*.c
 
+# Open to all, because some tests run a process as nobody.
+COVERAGE_FOLDER := $(CURDIR)/build/coverage-data
+coverage: export COVERAGE_FILE := $(COVERAGE_FOLDER)/data
 coverage: setup ## the test suite with line and branch coverage, subprocesses included (at least 90%)
-	$(BIN)/coverage erase
+	@rm -rf $(COVERAGE_FOLDER) && mkdir -p $(COVERAGE_FOLDER) && chmod 1777 $(COVERAGE_FOLDER)
 	$(BIN)/coverage run -m pytest -m "not guest" $(PYTEST_ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage html --quiet
