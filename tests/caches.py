@@ -56,7 +56,7 @@ class HandPool(FetcherPool):
     """A pool without processes: jobs lie in `jobs` until the test answers them."""
 
     def __init__(self, fetcher: Fetcher | None = None) -> None:
-        super().__init__("", "", 0, -1, 60, Metrics())
+        super().__init__("", "", 1, -1, 60, Metrics())
         self.fetcher = fetcher
         self.jobs: list[tuple[Job, int, Callable[[Answer], None]]] = []
 
@@ -143,3 +143,9 @@ def table_of(store: Store, folder: Path, name: str = "image") -> ManifestTable:
 
 def warnings_of(caplog_records: list[logging.LogRecord]) -> list[str]:
     return [record.getMessage() for record in caplog_records if record.levelno >= logging.WARNING]
+
+
+async def wait_until(condition: Callable[[], bool], wait_s: float = 60) -> None:
+    with trio.fail_after(wait_s):
+        while not condition():  # noqa: ASYNC110 - what is waited for is another process, or a file
+            await trio.sleep(0.01)

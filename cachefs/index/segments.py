@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Set
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from cachefs.errors import CacheError
@@ -87,12 +87,14 @@ class Segment:
         """Give the disk space of an extent back. Blocks: not on the event loop."""
         _punch_hole(self.fd, extent * self.extent_bytes, self.extent_bytes)
 
-    def release_all_but(self, extents: Set[int]) -> None:
+    def release_all_but(self, extents: AbstractSet[int]) -> None:
         """Give the disk space of all other extents back. Blocks: not on the event loop."""
         begin = 0
         for extent in sorted(extents):
             if extent > begin:
-                _punch_hole(self.fd, begin * self.extent_bytes, (extent - begin) * self.extent_bytes)
+                _punch_hole(
+                    self.fd, begin * self.extent_bytes, (extent - begin) * self.extent_bytes
+                )
             begin = extent + 1
         if self.size_bytes() > begin * self.extent_bytes:
             os.truncate(self.fd, begin * self.extent_bytes)

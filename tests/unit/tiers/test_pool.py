@@ -5,8 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -29,7 +30,7 @@ from cachefs.tiers.jobs import (
     Wanted,
 )
 from cachefs.tiers.pool import FetcherPool
-from tests.caches import table_of
+from tests.caches import table_of, wait_until
 from tests.stores import CHUNK, import_bytes, new_store
 
 DATA = Random(1).randbytes(40 * CHUNK)
@@ -66,12 +67,6 @@ def jobs_of(pool: FetcherPool, store: Store, folder: Path, per_job: int = 1) -> 
         ChunkJob(pool.next_number(), tuple(wanted[at : at + per_job]))
         for at in range(0, len(wanted), per_job)
     ]
-
-
-async def wait_until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(60):
-        while not condition():
-            await trio.sleep(0.01)
 
 
 async def test_jobs_come_back_with_their_answers(store: Store, tmp_path: Path) -> None:
@@ -131,8 +126,7 @@ async def test_a_job_that_ends_three_fetchers_fails_and_others_go_on(
         for deaths in range(3):
             await wait_until(lambda: bool(pool.pids) and not pool.queued)
             os.kill(min(pool.pids), signal.SIGKILL)
-            while metrics.fetcher_deaths <= deaths:
-                await trio.sleep(0.01)
+            await wait_until(partial(_has_deaths, metrics, deaths + 1))
         await wait_until(lambda: bool(answers))
         [answer] = answers
         assert isinstance(answer, Failed)
@@ -227,11 +221,15 @@ async def main():
 
 trio.run(main)
 """
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:  # noqa: ASYNC220
         assert process.stdout is not None
         pid = int(await trio.to_thread.run_sync(process.stdout.readline))
         process.kill()
     await wait_until(lambda: _is_dead(pid))
+
+
+def _has_deaths(metrics: Metrics, count: int) -> bool:
+    return metrics.fetcher_deaths >= count
 
 
 def _is_dead(pid: int) -> bool:
