@@ -114,9 +114,7 @@ class Keeper:
             if await self._grow(slots):
                 continue
             other = self._colder_class(slots)
-            if other is not None:
-                self._empty_extent(other)
-            else:
+            if other is None or not self._empty_extent(other):
                 self._evict(slots)
 
     def _evict(self, slots: ClassSlots) -> None:

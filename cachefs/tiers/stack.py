@@ -10,6 +10,7 @@ Concurrency: event loop only. A flight that lands pins its slot until its last w
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 import trio
 
 from cachefs.errors import (
+    CacheError,
     CachefsError,
     CorruptError,
     DeadlineError,
@@ -30,6 +32,8 @@ from cachefs.tiers.jobs import Answer, ChunkJob, ChunksDone, Fetched, Outcome, W
 from cachefs.tiers.l1 import L1
 from cachefs.tiers.pool import FetcherPool
 from cachefs.units import KIB, MIB
+
+logger = logging.getLogger(__name__)
 
 DEMAND = 0
 """The priority of what a reader waits for: before everything else."""
@@ -112,7 +116,15 @@ class Stack:
 
     def _start(self, flights: list[Flight], chunk_bytes: int) -> None:
         """Send flights off: at once where L1 has free slots, else when it has some."""
-        if len(self._l1.class_for(chunk_bytes).free) >= len(flights):
+        try:
+            free = len(self._l1.class_for(chunk_bytes).free)
+        except CacheError as error:
+            if not self._metrics.l1_errors:
+                logger.warning("serving without L1: %s", error)
+            self._metrics.l1_errors += 1
+            self._submit(flights, [None] * len(flights))
+            return
+        if free >= len(flights):
             slots: list[int | None] = list(self._l1.take_free(chunk_bytes, len(flights)))
             self._submit(flights, slots)
         else:
