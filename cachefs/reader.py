@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import lmdb
 import trio
 
-from cachefs.errors import CachefsError, CorruptError, DeadlineError
+from cachefs.errors import CacheError, CachefsError, CorruptError, DeadlineError
 from cachefs.index.manifest_table import ManifestTable
 from cachefs.index.residency import Placement
 from cachefs.metrics import Metrics
@@ -187,6 +187,8 @@ class Reader:
                     with self._stack.flights([ref], chunk_bytes, deadline_s) as again:
                         await self._stack.wait(again, deadline_s)
                         part = await self._from_flight(again[0], piece)
+                if part is None:
+                    raise CacheError("L1 cannot read what was just written, twice")
                 parts.append(part)
             return b"".join(parts)
         raise DeadlineError(f"L1 did not answer within {self._deadline_s:.0f} s")
@@ -201,6 +203,7 @@ class Reader:
             return None
         must_verify = self._verify_reads or self._l1.is_suspect(placement)
         self._l1.pin(placement.slot)
+        self._l1.touch(placement.slot)  # not later: the slot may have lost its chunk by then
         try:
             if must_verify:
                 part = await self._verified(ref, placement, piece)
@@ -218,7 +221,6 @@ class Reader:
             return None
         finally:
             self._l1.unpin(placement.slot)
-        self._l1.touch(placement.slot)
         self._metrics.l1_hit_chunks += 1
         return part
 
@@ -230,16 +232,27 @@ class Reader:
             self._l1.verified(ref.id, placement)
         return plain[piece.start : piece.start + piece.size_bytes]
 
-    async def _from_flight(self, flight: Flight, piece: _Piece) -> bytes:
+    async def _from_flight(self, flight: Flight, piece: _Piece) -> bytes | None:
+        """Return a piece from a flight that landed, None if L1 lost it since."""
         if flight.plain is not None:
             return flight.plain[piece.start : piece.start + piece.size_bytes]
         if flight.slot is None:
             raise CorruptError("a flight landed without a slot")  # never: see Flight
         try:
-            return await self._read_slot(flight.slot, piece.start, piece.size_bytes)
+            if not self._verify_reads:
+                return await self._read_slot(flight.slot, piece.start, piece.size_bytes)
+            plain = await self._read_slot(flight.slot, 0, flight.ref.plain_bytes)
         except OSError as error:
+            logger.warning("L1 cannot read what was just written: %s", error)
+            self._metrics.l1_errors += 1
             self._l1.drop(flight.ref.id, flight.slot)
-            raise CachefsError(f"L1 cannot read what was just written: {error}") from error
+            return None
+        if chunk_id(plain) != flight.ref.id:
+            logger.warning("chunk %s in L1 is corrupt already", flight.ref.id.hex()[:16])
+            self._metrics.l1_corrupt += 1
+            self._l1.drop(flight.ref.id, flight.slot)
+            return None
+        return plain[piece.start : piece.start + piece.size_bytes]
 
     async def _read_slot(self, slot: int, start: int, size_bytes: int) -> bytes:
         """Return bytes of a pinned slot, by a thread if the disk has to be waited for."""
@@ -248,8 +261,8 @@ class Reader:
         try:
             if os.preadv(fd, [part], position + start, os.RWF_NOWAIT) == size_bytes:
                 return bytes(part)
-        except BlockingIOError:
-            pass
+        except OSError:
+            pass  # not in the page cache, or a file system that cannot say: the thread will
         self._metrics.disk_waits += 1
         data = await trio.to_thread.run_sync(
             os.pread, fd, size_bytes, position + start, limiter=self._disk, abandon_on_cancel=True
