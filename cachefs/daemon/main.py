@@ -218,21 +218,22 @@ async def _serve_fuse(scope: trio.CancelScope) -> None:
 
 
 async def _store_identity(url: str, cache_path: Path, *, fresh: bool) -> str:
-    """Ask the store who it is; starting again while it is away, believe the cache folder."""
+    """Ask the store who it is; a daemon that starts again believes the cache folder.
+
+    So what L1 holds is served at once, whether the store is there, away, or another one by now:
+    the fetchers compare.
+    """
+    known = None if fresh else cached_identity(cache_path)
+    if known is not None:
+        return known
     try:
         with trio.fail_after(_STORE_WAIT_S):
             store = await trio.to_thread.run_sync(open_store, url, abandon_on_cancel=True)
         return store.identity
-    except (CachefsError, trio.TooSlowError) as error:
-        known = None if fresh else cached_identity(cache_path)
-        if known is not None:
-            logger.warning("starting without the store: %s", error)
-            return known
-        if isinstance(error, trio.TooSlowError):
-            raise StoreUnavailableError(
-                f"{url} does not answer within {_STORE_WAIT_S:.0f} s"
-            ) from error
-        raise
+    except trio.TooSlowError as error:
+        raise StoreUnavailableError(
+            f"{url} does not answer within {_STORE_WAIT_S:.0f} s"
+        ) from error
 
 
 def _serve_metrics(listen: str, metrics: Metrics) -> None:

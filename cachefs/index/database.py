@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -68,7 +69,10 @@ def open_database(path: Path, segments_path: Path) -> tuple[Database, bool]:
     except (lmdb.Error, OSError) as error:  # says nothing of what is in it
         raise CacheError(f"cannot open the index {path}: {error}") from error
     try:
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
         for segment in segments_path.iterdir():
             segment.unlink()
         path.mkdir()
@@ -97,7 +101,15 @@ def _open(path: Path) -> Database:
 
 
 def _check_length(env: lmdb.Environment, path: Path) -> None:
-    """Refuse a file that was cut: a page mapped behind its end would end the daemon with SIGBUS."""
-    pages = env.info()["last_pgno"] + 1 - _UNWRITTEN_PAGES
-    if pages * env.stat()["psize"] > (path / "data.mdb").stat().st_size:
+    """Refuse a file that was cut: a page mapped behind its end would end the daemon with SIGBUS.
+
+    A file that may only lack unwritten pages is made longer: a page of zeros that is needed after
+    all is an error of LMDB's, and no signal.
+    """
+    data, page_bytes = path / "data.mdb", env.stat()["psize"]
+    pages = env.info()["last_pgno"] + 1
+    size_bytes = data.stat().st_size
+    if (pages - _UNWRITTEN_PAGES) * page_bytes > size_bytes:
         raise lmdb.CorruptedError("it was cut short")
+    if pages * page_bytes > size_bytes:
+        os.truncate(data, pages * page_bytes)

@@ -22,7 +22,7 @@ from cachefs.errors import (
     CachefsError,
     CorruptError,
     DeadlineError,
-    NotFoundError,
+    ObjectMissingError,
     StoreUnavailableError,
 )
 from cachefs.metrics import Metrics
@@ -205,7 +205,7 @@ class Stack:
     def _failed(self, flight: Flight, result: Fetched) -> None:
         """Try again what may get better while somebody waits; end the flight else."""
         if result.outcome is Outcome.MISSING:
-            self._end(flight, NotFoundError(result.message))
+            self._end(flight, ObjectMissingError(result.message))
         elif result.outcome is Outcome.CORRUPT:
             self._metrics.l3_corrupt += 1
             flight.corruptions += 1
