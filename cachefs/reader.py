@@ -5,14 +5,15 @@ from the slot. It takes no await, no thread, no lock and no decompression. What 
 answer (a miss, a page that is not in the page cache, a chunk that has to be verified first) takes
 the long way.
 
-Concurrency: event loop only. `_buffer` is shared by all hits: pyfuse3 copies a reply to the kernel
-before anything else runs on this thread. Everything that awaits builds its own bytes.
+Concurrency: event loop only. A hit fills a buffer that is valid until the next one is asked for: its
+reply leaves before anything else runs on this thread. Everything that awaits builds its own bytes.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import lmdb
@@ -47,17 +48,27 @@ class _Piece:
 
 
 class Reader:
-    """Reads images through L1 and the stack."""
+    """Reads images through L1 and the stack.
+
+    `buffer` gives a hit its buffer of so many bytes; without it one buffer serves all.
+    """
 
     def __init__(
-        self, l1: L1, stack: Stack, metrics: Metrics, deadline_s: float, *, verify_reads: bool
+        self,
+        l1: L1,
+        stack: Stack,
+        metrics: Metrics,
+        deadline_s: float,
+        *,
+        verify_reads: bool,
+        buffer: Callable[[int], memoryview] | None = None,
     ) -> None:
         self._l1 = l1
         self._stack = stack
         self._metrics = metrics
         self._deadline_s = deadline_s
         self._verify_reads = verify_reads
-        self._buffer = memoryview(bytearray(MAX_READ_BYTES))
+        self._buffer = buffer or _one_buffer()
         self._disk = trio.CapacityLimiter(_DISK_THREADS)
 
     def read_hit(self, table: ManifestTable, offset: int, size_bytes: int) -> memoryview | None:
@@ -69,7 +80,8 @@ class Reader:
             return None
         size_bytes = max(0, min(size_bytes, table.size_bytes - offset))
         try:
-            zeros = self._fill(table, offset, size_bytes)
+            buffer = self._buffer(size_bytes)
+            zeros = self._fill(table, offset, buffer)
         except (CachefsError, OSError, lmdb.Error):
             return None
         if zeros is None:
@@ -79,7 +91,7 @@ class Reader:
         metrics.read_bytes += size_bytes
         metrics.zero_chunks += zeros
         metrics.l1_hit_chunks += _chunks(offset, size_bytes, table.chunk_bytes) - zeros
-        return self._buffer[:size_bytes]
+        return buffer
 
     async def read(self, table: ManifestTable, offset: int, size_bytes: int) -> bytes | memoryview:
         """Return the bytes of an image from `offset`: `size_bytes`, or fewer at its end.
@@ -103,12 +115,12 @@ class Reader:
         finally:
             self._metrics.waiting_reads -= 1
 
-    def _fill(self, table: ManifestTable, offset: int, size_bytes: int) -> int | None:
-        """Fill the shared buffer; None at the first chunk that is no hit, else how many are zero.
+    def _fill(self, table: ManifestTable, offset: int, buffer: memoryview) -> int | None:
+        """Fill a buffer; None at the first chunk that is no hit, else how many are zero.
 
         Chunks that lie side by side in L1, as a sequential fetch leaves them, are one preadv.
         """
-        chunk_bytes, locate = table.chunk_bytes, self._l1.locate_hit
+        chunk_bytes, locate, size_bytes = table.chunk_bytes, self._l1.locate_hit, len(buffer)
         index, start = divmod(offset, chunk_bytes)
         at = run_at = zeros = 0
         run_fd = run_position = -1
@@ -124,23 +136,13 @@ class Reader:
                 fd, position = -1, 0
                 zeros += 1
             if fd != run_fd or position != run_position + at - run_at:
-                if not self._fill_run(run_fd, run_position, run_at, at):
+                if not _fill_run(run_fd, run_position, buffer[run_at:at]):
                     return None
                 run_fd, run_position, run_at = fd, position, at
             at += want
             index += 1
             start = 0
-        return zeros if self._fill_run(run_fd, run_position, run_at, at) else None
-
-    def _fill_run(self, fd: int, position: int, begin: int, end: int) -> bool:
-        """Fill a part of the shared buffer from a file, or with zeros if there is no file."""
-        if begin == end:
-            return True
-        if fd < 0:
-            self._buffer[begin:end] = bytes(end - begin)
-            return True
-        # A short read or EAGAIN: not all of it is in the page cache.
-        return os.preadv(fd, [self._buffer[begin:end]], position, os.RWF_NOWAIT) == end - begin
+        return zeros if _fill_run(run_fd, run_position, buffer[run_at:at]) else None
 
     async def _read_long(
         self, table: ManifestTable, offset: int, size_bytes: int
@@ -155,14 +157,15 @@ class Reader:
         self._metrics.miss_chunks += len(missing)
         with self._stack.flights(missing, table.chunk_bytes, deadline_s) as flights:
             await self._stack.wait(flights, deadline_s)
-            if not self._verify_reads and self._fill_landed(table, offset, size_bytes):
-                return self._buffer[:size_bytes]
+            buffer = self._buffer(size_bytes)
+            if not self._verify_reads and self._fill_landed(table, offset, buffer):
+                return buffer
             landed = {flight.ref.id: flight for flight in flights}
             return await self._read_pieces(refs, pieces, landed, table.chunk_bytes, deadline_s)
 
-    def _fill_landed(self, table: ManifestTable, offset: int, size_bytes: int) -> bool:
+    def _fill_landed(self, table: ManifestTable, offset: int, buffer: memoryview) -> bool:
         try:
-            return self._fill(table, offset, size_bytes) is not None
+            return self._fill(table, offset, buffer) is not None
         except OSError:  # the piecewise way says what it is
             return False
 
@@ -287,3 +290,19 @@ def _split(offset: int, size_bytes: int, chunk_bytes: int) -> list[_Piece]:
 def _chunks(offset: int, size_bytes: int, chunk_bytes: int) -> int:
     """Return how many chunks a read touches."""
     return (offset + size_bytes - 1) // chunk_bytes - offset // chunk_bytes + 1 if size_bytes else 0
+
+
+def _fill_run(fd: int, position: int, part: memoryview) -> bool:
+    """Fill a part of a buffer from a file, or with zeros if there is no file (-1)."""
+    if not part:
+        return True
+    if fd < 0:
+        part[:] = bytes(len(part))
+        return True
+    # A short read or EAGAIN: not all of it is in the page cache.
+    return os.preadv(fd, [part], position, os.RWF_NOWAIT) == len(part)
+
+
+def _one_buffer() -> Callable[[int], memoryview]:
+    whole = memoryview(bytearray(MAX_READ_BYTES))
+    return lambda size_bytes: whole[:size_bytes]

@@ -137,6 +137,7 @@ class DaemonKeeper:
             _note_failure(daemon, message)
         elif message.get("event") == "ready" and daemon.state == "starting":
             daemon.state = "running"
+            daemon.uses_arena = message.get("arena") is True
             daemon.ready_at = time.monotonic()
             self._loop.cancel_timer(DEADLINE)
             self._on_ready(daemon)

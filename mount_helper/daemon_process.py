@@ -1,8 +1,8 @@
 """One daemon process: its start, its two sockets, its messages and its end.
 
 Messages (JSON, one a SOCK_SEQPACKET message): the daemon says {"event": "ready"} when its store is
-open and its cache is locked, or {"event": "failed", "message": ..., "exit_code": N}; the supervisor
-says {"command": "stop"}. The end of this socket tells the daemon that its supervisor is gone.
+open and its cache is locked, with "arena": true if it answers reads through the arena; or
+{"event": "failed", "message": ..., "exit_code": N}. The supervisor says {"command": "stop"}. The end of this socket tells the daemon that its supervisor is gone.
 """
 
 import ctypes
@@ -14,6 +14,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NoReturn
+
+from mount_helper import arena
 
 PR_SET_PDEATHSIG, PR_CAPBSET_DROP, CAP_SYS_RESOURCE = 1, 24, 24
 SO_SNDBUFFORCE = 32
@@ -46,12 +48,16 @@ class DaemonProcess:
         pid: Of the process.
         pidfd: Readable when it has ended.
         control: The supervisor's end of the message socket.
+        arena_fd: Of the memory that it may share with the lane.
+        uses_arena: Whether it does.
         fuse_end: The lane's end of its FUSE socket, until the lane takes it.
         state: What it is doing.
         message: What it said about its failure.
     """
 
     def __init__(self, argv: Sequence[str], run_folder: Path, *, is_restart: bool) -> None:
+        self.arena_fd = arena.create()
+        self.uses_arena = False
         self.fuse_end, fuse_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control, control_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.setblocking(False)
@@ -68,6 +74,8 @@ class DaemonProcess:
             str(fuse_theirs.fileno()),
             "--supervisor-fd",
             str(control_theirs.fileno()),
+            "--arena-fd",
+            str(self.arena_fd),
             "--start",
             "restart" if is_restart else "fresh",
             "--run-dir",
@@ -77,7 +85,11 @@ class DaemonProcess:
             supervisor_pid = os.getpid()
             self.pid = os.fork()
             if self.pid == 0:
-                _become(arguments, (fuse_theirs, control_theirs), supervisor_pid)
+                _become(
+                    arguments,
+                    (fuse_theirs.fileno(), control_theirs.fileno(), self.arena_fd),
+                    supervisor_pid,
+                )
         self.pidfd = os.pidfd_open(self.pid)
 
     def stop(self) -> None:
@@ -117,6 +129,7 @@ class DaemonProcess:
         os.close(self.pidfd)
         self.control.close()
         self.fuse_end.close()
+        os.close(self.arena_fd)
         return os.waitstatus_to_exitcode(status)
 
     def lived_s(self) -> float:
@@ -124,7 +137,7 @@ class DaemonProcess:
         return time.monotonic() - self.ready_at if self.ready_at is not None else 0.0
 
 
-def _become(arguments: list[str], ends: tuple[socket.socket, ...], supervisor_pid: int) -> NoReturn:
+def _become(arguments: list[str], fds: tuple[int, ...], supervisor_pid: int) -> NoReturn:
     """In the forked child: turn into the daemon."""
     try:
         # A session of its own: Ctrl-C in a terminal is the supervisor's, which stops it in order.
@@ -136,8 +149,8 @@ def _become(arguments: list[str], ends: tuple[socket.socket, ...], supervisor_pi
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        for end in ends:
-            end.set_inheritable(True)
+        for fd in fds:
+            os.set_inheritable(fd, True)
         if os.getppid() == supervisor_pid:
             os.execvp(arguments[0], arguments)
     except OSError as error:

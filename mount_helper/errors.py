@@ -1,6 +1,5 @@
 """The one exception of the mount helper: a line for the user, and an exit code."""
 
-
 MOUNT_FAILED_EXIT_CODE = 8
 """What the command line documents for a mount that could not be made, found or ended."""
 

@@ -51,7 +51,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -130,7 +133,29 @@ struct slab {
 
 enum daemon_state { DAEMON_NEW, DAEMON_INIT_SENT, DAEMON_READY };
 
+/* The arena: memory shared with a daemon, for the bytes of reads. arena.py says what it is and has the same layout. */
+#define ARENA_MAGIC "CACHEFSR"
+#define ARENA_VERSION 1
+#define ARENA_BUFFERS 16
+#define ARENA_BUFFER_BYTES (1 << 20)
+#define ARENA_STATES_AT 64
+#define ARENA_BUFFERS_AT 4096
+#define ARENA_BYTES (ARENA_BUFFERS_AT + (size_t)ARENA_BUFFERS * ARENA_BUFFER_BYTES)
+#define ARENA_INLINE 0xFFFFFFFF /* in place of a buffer: the bytes follow */
+
+struct arena {
+    char magic[8];
+    uint32_t version, buffers;
+    uint64_t buffer_bytes, cookie;
+};
+
+struct reference {
+    uint64_t cookie;
+    uint32_t buffer, length;
+};
+
 struct daemon {
+    struct arena *arena; /* NULL: it shares none */
     int fd;
     uint64_t serial;
     enum daemon_state state;
@@ -273,13 +298,13 @@ static struct kept *kept_add(struct lane *lane, const struct fuse_in_header *req
     return kept;
 }
 
-/* Take a request out of the table. True: it was there, and the caller is the one who answers it. */
-static bool kept_take(struct lane *lane, uint64_t unique) {
+/* Take a request out of the table. Its opcode: it was there, and the caller is the one who answers it. 0: it was not. */
+static uint32_t kept_take(struct lane *lane, uint64_t unique) {
     struct kept **link = bucket_of(lane, unique), *kept;
     while ((kept = *link) && kept->unique != unique)
         link = &kept->chain;
     if (!kept)
-        return false;
+        return 0;
     *link = kept->chain;
     list_remove(list_of(lane, kept), kept);
     lane->kept_count--;
@@ -288,7 +313,7 @@ static bool kept_take(struct lane *lane, uint64_t unique) {
         free(kept->body);
     kept->chain = lane->free_list;
     lane->free_list = kept;
-    return true;
+    return kept->opcode;
 }
 
 static void kept_move(struct lane *lane, struct kept *kept, uint64_t daemon_serial) {
@@ -307,9 +332,13 @@ static void answer_error(struct lane *lane, uint64_t unique, int error) {
         kernel_unmounted(lane);
 }
 
-/* Write a daemon's reply. ENOENT: the kernel does not wait for it any more. */
-static void answer(struct lane *lane, const struct fuse_out_header *reply) {
-    if (write(lane->fuse_fd, reply, reply->len) >= 0) {
+/*
+ * Write a daemon's reply: its header, which says the whole length, and what follows it.
+ * ENOENT: the kernel does not wait for it any more.
+ */
+static void answer(struct lane *lane, const struct fuse_out_header *reply, const void *payload) {
+    struct iovec parts[] = {{(void *)reply, sizeof *reply}, {(void *)payload, reply->len - sizeof *reply}};
+    if (writev(lane->fuse_fd, parts, parts[1].iov_len ? 2 : 1) >= 0) {
         COUNT(lane, replies);
     } else if (errno == ENOENT) {
         COUNT(lane, kernel_gave_up);
@@ -328,6 +357,11 @@ static void answer_kept(struct lane *lane, uint64_t unique, int error) {
 }
 
 /* ---- To the daemon ---- */
+
+static void free_buffer(struct daemon *daemon, uint32_t buffer) {
+    atomic_uchar *states = (void *)((unsigned char *)daemon->arena + ARENA_STATES_AT);
+    atomic_store_explicit(&states[buffer], 0, memory_order_release);
+}
 
 enum sent { SENT, SENT_LATER, SENT_NEVER };
 
@@ -542,12 +576,48 @@ static void handle_init_reply(struct lane *lane, struct daemon *daemon, struct f
     if (!lane->init_answered) {
         lane->init_answered = true;
         amend_init(lane, reply);
-        answer(lane, reply);
+        answer(lane, reply, reply + 1);
     }
     daemon->state = DAEMON_READY;
     lane->current = daemon;
     send_waiting(lane);
     tell(lane, EVENT_INIT_ANSWERED);
+}
+
+/*
+ * The answer to a read of a daemon that shares an arena with the lane begins with a reference (arena.py says the
+ * layout): the bytes follow it, or are in a buffer of the arena, which is free again when they have been written.
+ */
+static void answer_from_arena(struct lane *lane, struct daemon *daemon, struct fuse_out_header *reply) {
+    const struct reference *reference = (void *)(reply + 1);
+    const unsigned char *payload = (void *)(reference + 1);
+    size_t follows = reply->len - sizeof *reply;
+    bool is_whole = follows >= sizeof *reference && reference->cookie == daemon->arena->cookie;
+    bool is_inline = is_whole && reference->buffer == ARENA_INLINE;
+    uint32_t buffer = is_whole && !is_inline ? reference->buffer : 0;
+    if (is_inline)
+        is_whole = reference->length == follows - sizeof *reference;
+    else
+        is_whole = is_whole && buffer < ARENA_BUFFERS && reference->length <= lane->max_read;
+    if (!is_whole) {
+        COUNT(lane, replies_malformed);
+        return answer_error(lane, reply->unique, EIO);
+    }
+    if (!is_inline)
+        payload = (unsigned char *)daemon->arena + ARENA_BUFFERS_AT + (size_t)buffer * ARENA_BUFFER_BYTES;
+    reply->len = sizeof *reply + reference->length;
+    answer(lane, reply, payload);
+    if (!is_inline)
+        free_buffer(daemon, buffer);
+}
+
+/* A reply that nobody waits for any more. If it has a buffer of the arena, that is free again. */
+static void drop_reply(struct lane *lane, struct daemon *daemon, const struct fuse_out_header *reply) {
+    const struct reference *reference = (void *)(reply + 1);
+    COUNT(lane, replies_unknown);
+    if (daemon->arena && reply->error == 0 && reply->len == sizeof *reply + sizeof *reference &&
+        reference->cookie == daemon->arena->cookie && reference->buffer < ARENA_BUFFERS)
+        free_buffer(daemon, reference->buffer);
 }
 
 static void handle_reply(struct lane *lane, struct daemon *daemon, size_t length) {
@@ -567,10 +637,13 @@ static void handle_reply(struct lane *lane, struct daemon *daemon, size_t length
         return; /* libfuse asks to be interrupted again: it has been told */
     if (reply->unique == lane->init_unique)
         return handle_init_reply(lane, daemon, reply);
-    if (kept_take(lane, reply->unique))
-        answer(lane, reply);
+    uint32_t opcode = kept_take(lane, reply->unique);
+    if (!opcode)
+        drop_reply(lane, daemon, reply);
+    else if (opcode == FUSE_READ && daemon->arena && reply->error == 0)
+        answer_from_arena(lane, daemon, reply);
     else
-        COUNT(lane, replies_unknown);
+        answer(lane, reply, reply + 1);
     send_waiting(lane);
 }
 
@@ -589,6 +662,8 @@ static void daemon_lost(struct lane *lane, int slot) {
         lane->detached_at_ns = now_ns();
     }
     close(daemon->fd);
+    if (daemon->arena)
+        munmap(daemon->arena, ARENA_BYTES);
     free(daemon);
     send_waiting(lane);
     tell(lane, EVENT_DAEMON_LOST);
@@ -825,14 +900,34 @@ static int lane_start(struct lane *lane) {
     return 0;
 }
 
-static int lane_attach(struct lane *lane, int fd) {
+/* Map a daemon's arena. Its size is checked, and sealed by who made it: reading it cannot fault. */
+static struct arena *map_arena(int fd) {
+    struct stat status;
+    struct arena *arena;
+    if (fstat(fd, &status) < 0 || (size_t)status.st_size != ARENA_BYTES)
+        return NULL;
+    arena = mmap(NULL, ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (arena == MAP_FAILED)
+        return NULL;
+    if (!memcmp(arena->magic, ARENA_MAGIC, sizeof arena->magic) && arena->version == ARENA_VERSION &&
+        arena->buffers == ARENA_BUFFERS && arena->buffer_bytes == ARENA_BUFFER_BYTES)
+        return arena;
+    munmap(arena, ARENA_BYTES);
+    return NULL;
+}
+
+/* Takes the fd of the socket; that of the arena (-1: none) is the caller's to close. */
+static int lane_attach(struct lane *lane, int fd, int arena_fd) {
+    struct arena *arena = arena_fd >= 0 ? map_arena(arena_fd) : NULL;
+    if (arena_fd >= 0 && !arena)
+        return EINVAL;
     struct daemon *daemon = calloc(1, sizeof *daemon);
     int error = daemon ? EBUSY : ENOMEM;
     pthread_mutex_lock(&lane->mutex);
     for (int i = 0; daemon && i < MAX_DAEMONS; i++) {
         if (lane->daemons[i])
             continue;
-        *daemon = (struct daemon){.fd = fd, .serial = ++lane->last_serial, .state = DAEMON_NEW};
+        *daemon = (struct daemon){.arena = arena, .fd = fd, .serial = ++lane->last_serial, .state = DAEMON_NEW};
         lane->daemons[i] = daemon;
         COUNT(lane, daemons_attached);
         send_init(lane);
@@ -841,8 +936,11 @@ static int lane_attach(struct lane *lane, int fd) {
     }
     pthread_mutex_unlock(&lane->mutex);
     wake_carrier(lane);
-    if (error)
+    if (error) {
         free(daemon);
+        if (arena)
+            munmap(arena, ARENA_BYTES);
+    }
     return error;
 }
 
@@ -980,14 +1078,14 @@ static PyObject *Lane_start(PyObject *self, PyObject *unused) {
     Py_RETURN_NONE;
 }
 
-static PyObject *Lane_attach(PyObject *self, PyObject *argument) {
+static PyObject *Lane_attach(PyObject *self, PyObject *arguments) {
     struct lane *lane = lane_of(self);
-    long fd = lane ? PyLong_AsLong(argument) : -1;
-    if (!lane || (fd == -1 && PyErr_Occurred()))
+    int fd, arena_fd = -1;
+    if (!lane || !PyArg_ParseTuple(arguments, "i|i", &fd, &arena_fd))
         return NULL;
     int error;
     Py_BEGIN_ALLOW_THREADS;
-    error = lane_attach(lane, (int)fd);
+    error = lane_attach(lane, fd, arena_fd);
     Py_END_ALLOW_THREADS;
     if ((errno = error))
         return PyErr_SetFromErrno(PyExc_OSError);
@@ -1064,7 +1162,7 @@ static PyObject *Lane_event_fd(PyObject *self, void *unused) {
 
 static PyMethodDef lane_methods[] = {
     {"start", Lane_start, METH_NOARGS, "Start to read requests; the file system must be mounted."},
-    {"attach", Lane_attach, METH_O, "Take the lane's end of a new daemon's socket (and own it)."},
+    {"attach", Lane_attach, METH_VARARGS, "Take the lane's end of a new daemon's socket (and own it), and see its arena."},
     {"detach", Lane_detach, METH_NOARGS, "Shut all daemons' sockets; unanswered requests wait."},
     {"events", Lane_events, METH_NOARGS, "Return and clear the mask of EVENT_*."},
     {"statistics", Lane_statistics, METH_NOARGS, "Return the counters as a dict."},

@@ -94,7 +94,7 @@ class Supervisor:
     def _on_daemon_ready(self, daemon: DaemonProcess) -> None:
         if not self._lane:
             self._lane = self._mount()
-        self._lane.attach(daemon.fuse_end.detach())
+        self._lane.attach(daemon.fuse_end.detach(), daemon.arena_fd if daemon.uses_arena else -1)
         self._enter(self._phase)
 
     def _on_daemon_end(self, end: DaemonEnd, was_planned: bool) -> None:

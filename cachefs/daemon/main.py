@@ -11,7 +11,6 @@ import gc
 import logging
 import signal
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,10 @@ from cachefs.daemon.cache import Cache, open_cache
 from cachefs.daemon.control import serve_control
 from cachefs.daemon.listing import ListingTask
 from cachefs.daemon.status import describe, xattrs
-from cachefs.daemon.supervised import Supervisor
+from cachefs.daemon.supervised import Start, Supervisor
 from cachefs.errors import CacheError, CachefsError, StoreUnavailableError
 from cachefs.fuse.operations import Operations
+from cachefs.fuse.replies import Replies
 from cachefs.fuse.session import close_session, end_session, open_session, run_session
 from cachefs.index.folder import CacheFolder, cached_identity, open_folder
 from cachefs.index.manifest_table import ManifestTable
@@ -38,6 +38,7 @@ from cachefs.tiers.scrub import Scrub
 from cachefs.tiers.stack import Stack
 from cachefs.tiers.tables import Tables
 from cachefs.vfs import Vfs
+from mount_helper.arena import Arena
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +52,10 @@ class Daemon:
     """One daemon, put together."""
 
     def __init__(
-        self, config: Config, folder: CacheFolder, identity: str, cache: Cache, run_dir: Path
+        self, config: Config, start: Start, folder: CacheFolder, identity: str, cache: Cache
     ) -> None:
         self.config = config
+        self.replies = Replies(Arena(start.arena_fd))
         self.cache = cache
         self.metrics = cache.l1.metrics
         fetch = config.fetch
@@ -65,7 +67,7 @@ class Daemon:
             fetch.job_timeout_s,
             self.metrics,
         )
-        spare = run_dir / "manifests"
+        spare = start.run_dir / "manifests"
         spare.mkdir(exist_ok=True)
         self.tables = Tables((folder.manifests_path, spare), self.pool)
         self.vfs = Vfs()
@@ -81,6 +83,7 @@ class Daemon:
             self.metrics,
             self.config.fetch.read_deadline_s,
             verify_reads=self.config.l1.verify == "read",
+            buffer=self.replies.buffer,
         )
         return Operations(
             self.vfs,
@@ -89,6 +92,7 @@ class Daemon:
             self._renewed_table,
             xattrs(self.cache.l1, self.tables),
             self.config.store.refresh_s,
+            self.replies.reply,
         )
 
     def commands(self) -> dict[str, Any]:
@@ -128,16 +132,14 @@ class Daemon:
         return {"images": len(self.vfs.tree.files()), "error": self.listing.last_error}
 
 
-async def run_daemon(
-    config: Config, fuse_fd: int, supervisor: Supervisor, run_dir: Path, *, fresh: bool
-) -> None:
+async def run_daemon(config: Config, start: Start, supervisor: Supervisor) -> None:
     """Run a daemon until the supervisor wants it to stop.
 
     Raises:
         CachefsError: it cannot start.
     """
     cache_path = Path(config.l1.dir)
-    identity = await _store_identity(config.store.url, cache_path, fresh=fresh)
+    identity = await _store_identity(config.store.url, cache_path, fresh=start.fresh)
     folder = await trio.to_thread.run_sync(open_folder, cache_path, identity)
     metrics = Metrics()
     try:
@@ -145,9 +147,9 @@ async def run_daemon(
     except BaseException:
         folder.close()
         raise
-    daemon = Daemon(config, folder, identity, cache, run_dir)
+    daemon = Daemon(config, start, folder, identity, cache)
     try:
-        await _run_tasks(daemon, fuse_fd, supervisor, run_dir, fresh=fresh)
+        await _run_tasks(daemon, start, supervisor)
     finally:
         with trio.CancelScope(shield=True):
             daemon.tables.close()
@@ -155,23 +157,21 @@ async def run_daemon(
             folder.close()
 
 
-async def _run_tasks(
-    daemon: Daemon, fuse_fd: int, supervisor: Supervisor, run_dir: Path, *, fresh: bool
-) -> None:
+async def _run_tasks(daemon: Daemon, start: Start, supervisor: Supervisor) -> None:
     config = daemon.config
     async with trio.open_nursery() as nursery:
-        open_session(daemon.operations(nursery), fuse_fd)
+        open_session(daemon.operations(nursery), start.fuse_fd)
         try:
             nursery.start_soon(daemon.pool.run)
-            await daemon.listing.restore(fresh=fresh)
-            if fresh:
+            await daemon.listing.restore(fresh=start.fresh)
+            if start.fresh:
                 await daemon.listing.refresh()
                 daemon.tables.forget_all_but(daemon.listing.manifests())
             nursery.start_soon(daemon.cache.keeper.run)
             nursery.start_soon(daemon.listing.run, config.store.refresh_s)
             nursery.start_soon(daemon.scrub.run)
             nursery.start_soon(daemon.save_recency)
-            nursery.start_soon(serve_control, run_dir / "daemon.sock", daemon.commands())
+            nursery.start_soon(serve_control, start.run_dir / "daemon.sock", daemon.commands())
             if config.metrics.listen:
                 _serve_metrics(config.metrics.listen, daemon.metrics)
             nursery.start_soon(_serve_fuse, nursery.cancel_scope)
@@ -252,6 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", required=True, help="the configuration, as JSON")
     parser.add_argument("--fuse-fd", type=int, required=True)
     parser.add_argument("--supervisor-fd", type=int, required=True)
+    parser.add_argument("--arena-fd", type=int, required=True)
     parser.add_argument("--start", choices=("fresh", "restart"), required=True)
     parser.add_argument("--run-dir", type=Path, required=True)
     options = parser.parse_args(arguments)
@@ -259,16 +260,10 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     config = Config.model_validate_json(options.config)
     supervisor = Supervisor(options.supervisor_fd)
-    run = partial(
-        run_daemon,
-        config,
-        options.fuse_fd,
-        supervisor,
-        options.run_dir,
-        fresh=options.start == "fresh",
-    )
+    fresh = options.start == "fresh"
+    start = Start(options.fuse_fd, options.arena_fd, options.run_dir, fresh)
     try:
-        trio.run(run)
+        trio.run(run_daemon, config, start, supervisor)
     except CachefsError as error:
         supervisor.failed(str(error), error.exit_code)
         logger.error("%s", error)  # noqa: TRY400 - the message says it all

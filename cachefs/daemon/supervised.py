@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 
 _LONGEST_MESSAGE_BYTES = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What the supervisor gives to a daemon that it starts.
+
+    `fresh`: the mount is new; else the kernel knows inodes and files of an earlier daemon.
+    """
+
+    fuse_fd: int
+    arena_fd: int
+    run_dir: Path
+    fresh: bool
 
 
 class Supervisor:
@@ -18,7 +33,7 @@ class Supervisor:
 
     def ready(self) -> None:
         """Say that requests can come."""
-        self._send({"event": "ready"})
+        self._send({"event": "ready", "arena": True})
 
     def failed(self, message: str, exit_code: int) -> None:
         """Say why there will be no daemon."""

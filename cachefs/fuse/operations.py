@@ -32,7 +32,11 @@ TableOf = Callable[[str], Awaitable[ManifestTable]]
 
 
 class Operations(pyfuse3.Operations):
-    """One mount. `names_valid_s` is how long the kernel may keep a name without asking."""
+    """One mount.
+
+    `names_valid_s` is how long the kernel may keep a name without asking; `reply` turns the bytes
+    of a read into what is sent.
+    """
 
     supports_dot_lookup = True
     enable_writeback_cache = False
@@ -45,6 +49,7 @@ class Operations(pyfuse3.Operations):
         renew_table: TableOf,
         xattrs: dict[str, Callable[[FileNode], Awaitable[bytes]]],
         names_valid_s: float,
+        reply: Callable[[bytes | memoryview], bytes | memoryview],
     ) -> None:
         super().__init__()
         self._vfs = vfs
@@ -53,6 +58,7 @@ class Operations(pyfuse3.Operations):
         self._renew_table = renew_table
         self._xattrs = xattrs
         self._names_valid_s = names_valid_s
+        self._reply = reply
         self._tables: dict[int, ManifestTable] = {}
         """By file handle: what `open` found, so that a read needs no look-up."""
 
@@ -122,17 +128,18 @@ class Operations(pyfuse3.Operations):
         if table is not None:
             hit = self._reader.read_hit(table, off, size)
             if hit is not None:
-                return hit
+                return self._reply(hit)
         return await self._read(fh, off, size)
 
     @handler
     async def _read(self, fh: int, off: int, size: int) -> bytes | memoryview:
         table = self._tables.get(fh) or await self._table(fh)
         try:
-            return await self._reader.read(table, off, size)
+            return self._reply(await self._reader.read(table, off, size))
         except TableDamagedError:
             self._tables.pop(fh, None)
-            return await self._reader.read(await self._renewed_table(fh), off, size)
+            table = await self._renewed_table(fh)
+            return self._reply(await self._reader.read(table, off, size))
 
     @handler
     async def release(self, fh: int) -> None:

@@ -120,6 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--notes", default=os.devnull)
     parser.add_argument("--fuse-fd", type=int, required=True)
     parser.add_argument("--supervisor-fd", type=int, required=True)
+    parser.add_argument("--arena-fd", type=int, required=True)
     parser.add_argument("--start", choices=["fresh", "restart"], required=True)
     parser.add_argument("--run-dir", required=True)
     options = parser.parse_args(arguments)
