@@ -19,6 +19,7 @@ import zlib
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -196,5 +197,6 @@ def write_table(manifest: Manifest, path: Path) -> None:
         temporary.write_bytes(prefix + header + records)
         temporary.rename(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that takes nothing there is nothing to remove
+            temporary.unlink()
         raise CacheError(f"cannot write {path}: {error.strerror}") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import trio
@@ -56,17 +57,19 @@ class Tables:
             trio.TooSlowError: not before the deadline.
         """
         lock = self._locks.setdefault(manifest_id, trio.Lock())
-        async with lock:
-            table = self._open.get(manifest_id) or self._local(manifest_id)
-            if table is None:
-                with trio.fail_at(deadline_s):
-                    await self._fetch(manifest_id)
-                table = self._local(manifest_id)
-            if table is None:
-                raise CacheError(f"the table of manifest {manifest_id[:16]} went away")
-            self._keep(manifest_id, table)
-        if not lock.statistics().tasks_waiting:
-            self._locks.pop(manifest_id, None)
+        try:
+            with trio.fail_at(deadline_s):
+                async with lock:
+                    table = self._open.get(manifest_id) or self._local(manifest_id)
+                    if table is None:
+                        await self._fetch(manifest_id)
+                        table = self._local(manifest_id)
+                    if table is None:
+                        raise CacheError(f"the table of manifest {manifest_id[:16]} went away")
+                    self._keep(manifest_id, table)
+        finally:
+            if not lock.locked():
+                self._locks.pop(manifest_id, None)
         return table
 
     def discard(self, manifest_id: str) -> None:
@@ -76,7 +79,7 @@ class Tables:
         """
         self._open.pop(manifest_id, None)
         for path in self._paths(manifest_id):
-            path.unlink(missing_ok=True)
+            _remove(path)
 
     def forget_all_but(self, manifest_ids: set[str]) -> None:
         """Remove the local tables that no image needs any more."""
@@ -99,7 +102,7 @@ class Tables:
                 continue
             except (TableDamagedError, CacheError, OSError) as error:
                 logger.warning("%s; it is fetched again", error)
-                path.unlink(missing_ok=True)
+                _remove(path)
         return None
 
     def _paths(self, manifest_id: str) -> list[Path]:
@@ -124,3 +127,9 @@ class Tables:
         self._open.move_to_end(manifest_id)
         if len(self._open) > _MAX_OPEN:
             self._open.popitem(last=False)
+
+
+def _remove(path: Path) -> None:
+    """Remove a table, if the disk lets us: a full or broken one must not fail a read."""
+    with suppress(OSError):
+        path.unlink()

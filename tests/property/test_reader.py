@@ -111,7 +111,7 @@ async def _read(
     expected = data[offset : offset + size_bytes]
     hit = reader.read_hit(tables[number], offset, size_bytes)
     if hit is not None:
-        assert hit == expected  # type: ignore[comparison-overlap]
+        assert hit == expected
     found = await reader.read(tables[number], offset, size_bytes)
     assert found == expected
 

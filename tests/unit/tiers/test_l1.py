@@ -189,6 +189,7 @@ def test_a_pinned_slot_is_never_used_for_another_chunk(tmp_path: Path) -> None:
             fd, position = cache.l1.place(slot)
             assert os.pread(fd, 4096, position) == plain.data
         assert read(cache, held[1]) is None
+        assert read(cache, held[0]) is not None  # nor given up while it is read
         assert cache.l1.metrics.pinned_slots == 3
         for slot in slots:
             cache.l1.unpin(slot)
