@@ -62,7 +62,7 @@ async def _answer(commands: dict[str, Command], line: bytes) -> dict[str, Any]:
     try:
         request = json.loads(line)
         command = commands[request["command"]]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return {"error": f"not a command: {line[:80]!r}; there are {', '.join(sorted(commands))}"}
     try:
         return await command(request)

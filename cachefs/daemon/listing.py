@@ -32,6 +32,7 @@ class ListingTask:
         self._metrics = metrics
         self._known: dict[str, KnownImage] = {}
         self._complaints: dict[str, str] = {}
+        self._refreshing = trio.Lock()
         self.last_error: str | None = None
         """Why the last listing failed; None if it went well."""
 
@@ -55,6 +56,10 @@ class ListingTask:
 
     async def refresh(self) -> None:
         """Read the list once; an outage leaves what is shown as it is."""
+        async with self._refreshing:  # an older list must not come after a newer one
+            await self._refresh()
+
+    async def _refresh(self) -> None:
         etags = {name: known.etag for name, known in self._known.items()}
         self._metrics.refreshes += 1
         try:
