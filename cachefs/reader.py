@@ -5,8 +5,9 @@ from the slot. It takes no await, no thread, no lock and no decompression. What 
 answer (a miss, a page that is not in the page cache, a chunk that has to be verified first) takes
 the long way.
 
-Concurrency: event loop only. A hit fills a buffer that is valid until the next one is asked for: its
-reply leaves before anything else runs on this thread. Everything that awaits builds its own bytes.
+Concurrency: event loop only. A hit fills a buffer that is valid until the next one is asked for:
+its reply leaves before anything else runs on this thread. Everything that awaits builds its own
+bytes.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 MAX_READ_BYTES = MIB
 """FUSE asks for at most this at once."""
+
+_MOST_HINTS = 16 * 1024
+"""About 5 MB; 1 GiB of chunks of 64 KiB."""
 
 _DISK_THREADS = 32
 """Slot reads that wait for the disk at the same time: the queue depth that a fast SSD wants."""
@@ -69,6 +73,10 @@ class Reader:
         self._deadline_s = deadline_s
         self._verify_reads = verify_reads
         self._buffer = buffer or _one_buffer()
+        self._hints: dict[tuple[int, int], tuple[int, int, int]] = {}
+        """Places (fd, position, slot) of chunks, by table and index, true while `L1.drops` was
+        what it was: so a small read in a hot chunk asks neither table nor residency."""
+        self._hints_as_of = l1.drops
         self._disk = trio.CapacityLimiter(_DISK_THREADS)
 
     def read_hit(self, table: ManifestTable, offset: int, size_bytes: int) -> memoryview | None:
@@ -81,7 +89,9 @@ class Reader:
         size_bytes = max(0, min(size_bytes, table.size_bytes - offset))
         try:
             buffer = self._buffer(size_bytes)
-            zeros = self._fill(table, offset, buffer)
+            zeros = 0 if self._fill_by_hint(table, offset, buffer) else None
+            if zeros is None:
+                zeros = self._fill(table, offset, buffer)
         except (CachefsError, OSError, lmdb.Error):
             return None
         if zeros is None:
@@ -115,6 +125,27 @@ class Reader:
         finally:
             self._metrics.waiting_reads -= 1
 
+    def _fill_by_hint(self, table: ManifestTable, offset: int, buffer: memoryview) -> bool:
+        """Fill a buffer from the one chunk that it lies in, if that chunk's place is known."""
+        index, start = divmod(offset, table.chunk_bytes)
+        hint = self._hints.get((table.serial, index))
+        if hint is None or start + len(buffer) > table.chunk_bytes:
+            return False
+        if self._hints_as_of != self._l1.drops:
+            self._hints.clear()
+            return False
+        fd, position, slot = hint
+        if os.preadv(fd, (buffer,), position + start, os.RWF_NOWAIT) != len(buffer):
+            return False
+        self._l1.touch(slot)
+        return True
+
+    def _keep_hint(self, table: ManifestTable, index: int, place: tuple[int, int, int]) -> None:
+        if self._hints_as_of != self._l1.drops or len(self._hints) >= _MOST_HINTS:
+            self._hints.clear()
+            self._hints_as_of = self._l1.drops
+        self._hints[table.serial, index] = place
+
     def _fill(self, table: ManifestTable, offset: int, buffer: memoryview) -> int | None:
         """Fill a buffer; None at the first chunk that is no hit, else how many are zero.
 
@@ -132,6 +163,8 @@ class Reader:
                 if place is None:
                     return None
                 fd, position = place[0], place[1] + start
+                if size_bytes <= chunk_bytes:
+                    self._keep_hint(table, index, place)
             else:
                 fd, position = -1, 0
                 zeros += 1

@@ -1,21 +1,22 @@
 """The arena: memory that a daemon and the lane share, for the bytes of reads.
 
-A reply of 1 MiB through a socket is copied twice more than needed, and wants 1 MiB of contiguous kernel
-memory. So the daemon fills a buffer of the arena and sends only a reference; the lane writes the
-buffer to the kernel and sets it free.
+A reply of 1 MiB through a socket is copied twice more than needed, and wants 1 MiB of contiguous
+kernel memory. So the daemon fills a buffer of the arena and sends only a reference; the lane writes
+the buffer to the kernel and sets it free.
 
     0      HEADER: magic, version, buffers, bytes of a buffer, cookie
     64     one byte a buffer: 0 free, 1 taken. The daemon sets 1, the lane sets 0
     4096   the buffers
 
-Each answer of such a daemon to a read begins with a REFERENCE: cookie, buffer (or INLINE), length. With
-INLINE the bytes follow; else they are in the buffer. The cookie is random: it tells a reference from
-whatever else.
+Each answer of such a daemon to a read begins with a REFERENCE: cookie, buffer (or INLINE), length.
+With INLINE the bytes follow; else they are in the buffer. The cookie is random: it tells a
+reference from whatever else.
 
 Memory order: a taken buffer belongs to the daemon until it has sent the reference, then to the lane
 until it has set the byte to 0. The socket orders the first hand-over, a release store the second.
 
-This is the one definition of the layout in Python; lane.c has the same in C, and a test compares them.
+This is the one definition of the layout in Python; lane.c has the same in C, and a test compares
+them.
 """
 
 import fcntl

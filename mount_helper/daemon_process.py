@@ -1,8 +1,9 @@
 """One daemon process: its start, its two sockets, its messages and its end.
 
 Messages (JSON, one a SOCK_SEQPACKET message): the daemon says {"event": "ready"} when its store is
-open and its cache is locked, with "arena": true if it answers reads through the arena; or
-{"event": "failed", "message": ..., "exit_code": N}. The supervisor says {"command": "stop"}. The end of this socket tells the daemon that its supervisor is gone.
+open and its cache is locked, with "arena": true if it answers reads through the arena; or {"event":
+"failed", "message": ..., "exit_code": N}. The supervisor says {"command": "stop"}. The end of this
+socket tells the daemon that its supervisor is gone.
 """
 
 import ctypes

@@ -1,10 +1,10 @@
 """Replies to reads: where their bytes are put, and what pyfuse3 is given to send.
 
-With an arena a reply is a reference to a buffer that the lane writes to the kernel. Small replies are
-cheaper inline; and so is everything, when all buffers are taken.
+With an arena a reply is a reference to a buffer that the lane writes to the kernel. Small replies
+are cheaper inline; and so is everything, when all buffers are taken.
 
-Concurrency: event loop only. What `buffer` returns is valid until the next call of it, unless `reply` has
-been given it.
+Concurrency: event loop only. What `buffer` returns is valid until the next call of it, unless
+`reply` has been given it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LEAST_ARENA_BYTES = 16 * KIB
 
 
 class Replies:
-    """Buffers for the bytes of reads, in the order: `buffer`, fill it, `reply`, with no await between."""
+    """Buffers for the bytes of reads: `buffer`, fill it, `reply`, with no await between."""
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena

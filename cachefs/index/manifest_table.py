@@ -74,7 +74,7 @@ class ManifestTable:
     def __init__(self, path: Path, pages: PageCache) -> None:
         self.path = path
         self._pages = pages
-        self._serial = next(_serials)
+        self.serial = next(_serials)
         self._fd = -1
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -105,7 +105,7 @@ class ManifestTable:
         if row < 0:
             return b""
         number, row = divmod(row, PAGE_RECORDS)
-        page = self._pages.get((self._serial, number)) or self._page(number)
+        page = self._pages.get((self.serial, number)) or self._page(number)
         return page[row * _RECORD_BYTES : row * _RECORD_BYTES + ID_BYTES]
 
     def ids(self) -> list[bytes]:
@@ -131,13 +131,13 @@ class ManifestTable:
         return self._rows[run] + within if within < self._counts[run] else -1
 
     def _page(self, number: int) -> bytes:
-        page = self._pages.get((self._serial, number))
+        page = self._pages.get((self.serial, number))
         if page is None:
             rows = min(PAGE_RECORDS, self._records - number * PAGE_RECORDS)
             page = self._pread(rows * _RECORD_BYTES, self._pages_at + number * PAGE_BYTES)
             if zlib.crc32(page) != self._checksums[number]:
                 raise TableDamagedError(f"the local table {self.path} is damaged")
-            self._pages.put((self._serial, number), page)
+            self._pages.put((self.serial, number), page)
         return page
 
     def _read_header(self) -> None:

@@ -53,6 +53,8 @@ class L1:
         self.metrics = metrics
         self.epoch = Epoch(database)
         self.classes: dict[int, ClassSlots] = {}
+        self.drops = 0
+        """Chunks given up so far. A place that was found at the same count is still the place."""
         self.wake = trio.Event()
         """Set when the keeper has something to do; replaced by the keeper."""
         self.room = trio.Event()
@@ -77,8 +79,8 @@ class L1:
         segment = self.classes[slot_class(slot)].segment
         return segment.fd, (slot & INDEX_MASK) * segment.slot_bytes
 
-    def locate_hit(self, chunk_id: bytes) -> tuple[int, int] | None:
-        """Return fd and position of a chunk that may be read as it is, and count it as used."""
+    def locate_hit(self, chunk_id: bytes) -> tuple[int, int, int] | None:
+        """Return fd, position and slot of a chunk that may be read as it is; count it as used."""
         found = self.residency.peek(chunk_id)
         if found is None or found[2] < self.epoch.suspect_before:
             return None
@@ -86,7 +88,7 @@ class L1:
         slots = self.classes[slot >> INDEX_BITS]
         index = slot & INDEX_MASK
         slots.policy.touch(index)
-        return slots.segment.fd, index * slots.segment.slot_bytes
+        return slots.segment.fd, index * slots.segment.slot_bytes, slot
 
     def touch(self, slot: int) -> None:
         """A chunk was read."""
@@ -157,6 +159,7 @@ class L1:
         """Give up a chunk: evicted, corrupt or unreadable."""
         found = self.residency.get(chunk_id)
         if found is not None and found.slot == slot:
+            self.drops += 1
             self.residency.drop(chunk_id, slot)
             self.classes[slot_class(slot)].emptied(slot)
             self.on_emptied(slot)

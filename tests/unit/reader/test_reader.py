@@ -120,10 +120,25 @@ async def test_a_hit_takes_no_turn_of_the_loop_and_a_miss_none_of_its_time(
         after = cache.l1.metrics.to_dict()
         assert after["reads"] - before["reads"] == 1 + len(READS)
         assert after["zero_chunks"] > 0
-        cache.l1.epoch.suspect_before = cache.l1.epoch.now + 1
+    cache.l1.epoch.suspect_before = cache.l1.epoch.now + 1
+    async with reading(cache, prompt(store)) as reader:
         assert reader.read_hit(table, 0, 100) is None
     async with reading(cache, prompt(store), verify_reads=True) as reader:
         assert reader.read_hit(table, 0, 100) is None
+
+
+async def test_a_known_place_is_forgotten_when_any_chunk_is_given_up(
+    store: Store, table: ManifestTable, cache: Cache
+) -> None:
+    async with reading(cache, prompt(store)) as reader:
+        await reader.read(table, 0, 100)
+        for _ in range(2):  # found, then known
+            assert bytes(reader.read_hit(table, 10, 50) or b"") == DATA[10:60]
+        chunk = table.chunk(0)
+        placement = cache.l1.find(chunk.id)
+        assert placement is not None
+        cache.l1.drop(chunk.id, placement.slot)
+        assert reader.read_hit(table, 10, 50) is None
 
 
 async def test_a_hit_of_a_whole_megabyte(tmp_path: Path) -> None:
