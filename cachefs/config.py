@@ -100,6 +100,7 @@ class Config(_Section):
 
 
 MOUNT_OPTIONS: dict[str, tuple[str, str]] = {
+    "cache_dir": ("l1", "dir"),
     "quota": ("l1", "quota_bytes"),
     "free_floor": ("l1", "free_floor_bytes"),
     "verify": ("l1", "verify"),
