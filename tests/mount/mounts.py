@@ -50,10 +50,9 @@ def read_direct(path: Path, offset: int = 0, size_bytes: int | None = None) -> b
         with mmap.mmap(-1, 1 << 20) as buffer:  # a page boundary, as O_DIRECT wants
             while offset < end:
                 want = min(len(buffer), -(-(end - offset) // PAGE_BYTES) * PAGE_BYTES)
-                view = memoryview(buffer)[:want]
-                count = os.preadv(fd, [view], offset)
-                parts.append(bytes(view[: min(count, end - offset)]))
-                view.release()
+                with memoryview(buffer)[:want] as view:
+                    count = os.preadv(fd, [view], offset)
+                    parts.append(bytes(view[: min(count, end - offset)]))
                 if not count:
                     break
                 offset += count
@@ -184,6 +183,22 @@ class Mount:
         wait_for(lambda: not exists(old), "the end of the daemon")
         wait_for(lambda: self.daemon_pid() != old, "the next daemon")
 
+    def wait_for_commits(self, *names: str) -> None:
+        """Wait until the index has all of these images that is in L1: a crash then costs none."""
+
+        def is_committed() -> bool:
+            resident: int = self.daemon()["l1"]["resident_bytes"]
+            return sum(map(self._committed_bytes, names)) >= resident
+
+        wait_for(is_committed, "the commit")
+
+    def _committed_bytes(self, name: str) -> int:
+        """What the slots of an image take, as far as the index on the disk knows."""
+        prefix = "user.cachefs"
+        resident = int(os.getxattr(self / name, f"{prefix}.resident_bytes"))
+        slot_bytes = int(os.getxattr(self / name, f"{prefix}.chunk_size"))
+        return -(-resident // slot_bytes) * slot_bytes  # the last chunk may not fill its slot
+
     def log(self) -> str:
         path = self.run_folder / rundir.LOG_FILE
         return path.read_text(encoding="utf-8") if path.exists() else ""
@@ -209,7 +224,7 @@ class Mount:
 
     def end(self, *, is_checked: bool = True) -> None:
         """Unmount, whatever the test did, and leave no process."""
-        pids = self._pids()
+        pids = self.pids()
         try:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
@@ -220,7 +235,7 @@ class Mount:
         finally:
             if self.is_mounted():
                 subprocess.run(["umount", "-l", self.mountpoint], check=False, timeout=DEADLINE_S)
-            for pid in {*pids, *self._pids()}:
+            for pid in {*pids, *self.pids()}:
                 _end_process(pid)
             if self.foreground:
                 self.foreground.wait(DEADLINE_S)
@@ -228,7 +243,7 @@ class Mount:
                     if stream:
                         stream.close()
 
-    def _pids(self) -> list[int]:
+    def pids(self) -> list[int]:
         """The supervisor, its daemon and its fetchers, as far as they can be asked."""
         pids: list[int | None] = []
         with contextlib.suppress(OSError):

@@ -36,7 +36,7 @@ def test_a_second_mount_is_warm(mounts: Mounts, images: Images) -> None:
     for name in names:
         (mount / name).read_bytes()
     assert mount.metrics()["l3_requests"] > 0
-    processes = mount._pids()
+    processes = mount.pids()
     mount.umount()
     wait_for(lambda: not any(map(exists, processes)), "the end of all, fetchers too")
     left = {"supervisor.sock", "daemon.sock", "state.json"} & set(os.listdir(mount.run_folder))
@@ -66,7 +66,7 @@ def test_a_daemon_that_was_killed_leaves_a_warm_cache(mounts: Mounts, images: Im
 def test_a_signal_ends_a_mount(mounts: Mounts, images: Images, number: signal.Signals) -> None:
     mount = mounts(images.store.url).start()
     read_direct(mount / NAME)
-    processes = mount._pids()
+    processes = mount.pids()
     os.kill(mount.status()["pid"], number)
     wait_for(lambda: not any(map(exists, processes)), "the end of all processes")
     assert not mount.is_mounted()
@@ -77,7 +77,7 @@ def test_a_signal_ends_a_mount(mounts: Mounts, images: Images, number: signal.Si
 
 def test_plain_umount_ends_a_mount(mounts: Mounts, images: Images) -> None:
     mount = mounts(images.store.url).start()
-    processes = mount._pids()
+    processes = mount.pids()
     subprocess.run(["umount", mount.mountpoint], check=True, timeout=30)
     wait_for(lambda: not any(map(exists, processes)), "the end of all processes")
 
@@ -87,7 +87,7 @@ def test_a_killed_supervisor_leaves_what_one_command_cleans_up(
     mounts: Mounts, images: Images, way: str
 ) -> None:
     mount = mounts(images.store.url).start()
-    processes = mount._pids()
+    processes = mount.pids()
     os.kill(mount.status()["pid"], signal.SIGKILL)
     wait_for(lambda: not any(map(exists, processes)), "the end of all processes")
     with pytest.raises(OSError, match="not connected"):

@@ -1,0 +1,119 @@
+"""Processes of a mount are killed or hang while it is read: no read fails, hangs or lies."""
+
+import os
+import random
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.mount.fio import Fio
+from tests.mount.fixtures import Images
+from tests.mount.mounts import Mount, Mounts, exists, read_direct, wait_for
+
+pytestmark = pytest.mark.mount
+
+KILLS = 20
+# A quarter of the image: most reads miss, many hit.
+QUOTA = "quota=8MiB"
+
+
+@pytest.fixture
+def mount(mounts: Mounts, images: Images) -> Mount:
+    """All images, with an L1 that holds a part of what is read."""
+    return mounts(images.store.url).start(f"{QUOTA},fetchers=2")
+
+
+@pytest.fixture
+def fio(mount: Mount) -> Iterator[Fio]:
+    """An endless run of checked random reads, 16 at a time, past the page cache."""
+    running = Fio(mount / "pattern", "libaio", 16, "--time_based", "--runtime=600")
+    try:
+        yield running
+    finally:
+        running.end()
+
+
+def wait_for_reads(mount: Mount, count: int) -> None:
+    """Wait until this daemon has answered so many reads, hits and misses among them."""
+
+    def is_busy() -> bool:
+        metrics = mount.metrics()
+        return metrics["reads"] >= count and metrics["miss_chunks"] > 0
+
+    wait_for(is_busy, f"{count} reads")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_the_daemon_is_killed_20_times(mount: Mount, fio: Fio) -> None:
+    choice = random.Random(1)
+    hits = 0
+    for number in range(KILLS):
+        wait_for_reads(mount, choice.choice([1, 20, 200]))
+        assert fio.is_running(), fio.result()
+        hits += mount.metrics()["l1_hit_chunks"]
+        pid = mount.status()["daemon"]["pid"] if number == 0 else mount.daemon_pid()
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda pid=pid: not exists(pid), "the end of the daemon")  # type: ignore[misc]
+    wait_for_reads(mount, 200)
+    assert fio.stop() > KILLS * 16
+    assert hits > 0
+    assert mount.supervised()["daemon"]["restarts"] == KILLS
+    assert mount.supervised()["lane"]["resent"] > 0  # it did hold reads when it died
+    assert mount.metrics()["read_errors"] == 0
+
+
+@pytest.mark.slow
+def test_fetchers_are_killed(mount: Mount, fio: Fio) -> None:
+    for _ in range(6):
+        metrics = mount.metrics()
+        wait_for_reads(mount, metrics["reads"] + 50)
+        victims = mount.daemon()["fetchers"]["pids"]
+        for pid in victims[: random.Random(len(victims)).randint(1, 2)]:
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: len(mount.daemon()["fetchers"]["pids"]) == 2, "new fetchers")
+    assert fio.stop() > 0
+    metrics = mount.metrics()
+    assert metrics["fetcher_deaths"] >= 6
+    assert metrics["read_errors"] == 0
+
+
+def test_a_fetcher_that_hangs_is_replaced(mounts: Mounts, images: Images) -> None:
+    mount = mounts(images.store.url).start("fetchers=1,job_timeout=1,refresh=3600")
+    assert read_direct(mount / "64k/page") == images.data["64k/page"]
+    (hanging,) = mount.daemon()["fetchers"]["pids"]
+    os.kill(hanging, signal.SIGSTOP)
+    name = "64k/mixture"
+    assert read_direct(mount / name) == images.data[name]
+    assert not exists(hanging)
+    assert mount.metrics()["fetcher_deaths"] == 1
+    assert f"fetcher {hanging} is silent" in mount.log()
+
+
+def test_a_daemon_that_hangs_while_it_stops_is_ended(mounts: Mounts, images: Images) -> None:
+    """Reads of what L1 holds go on while every fetcher hangs."""
+    mount = mounts(images.store.url).start("fetchers=1,job_timeout=60,refresh=3600,read_deadline=1")
+    name = "64k/mixture"
+    read_direct(mount / name)
+    (hanging,) = mount.daemon()["fetchers"]["pids"]
+    os.kill(hanging, signal.SIGSTOP)
+    with pytest.raises(OSError, match="Input/output error"):
+        read_direct(mount / "pattern", 0, 65536)
+    assert read_direct(mount / name) == images.data[name]
+    os.kill(hanging, signal.SIGCONT)
+    assert read_direct(mount / "pattern", 0, 65536) == images.data["pattern"][:65536]
+
+
+def test_the_daemon_is_killed_while_files_open_and_folders_are_listed(
+    mount: Mount, images: Images
+) -> None:
+    """Not only reads: every request waits for the next daemon."""
+    names = sorted(images.data)
+    for number in range(6):
+        mount.kill_daemon()
+        for name in names[number::6]:
+            assert (mount / name).stat().st_size == len(images.data[name])
+            assert (mount / name).read_bytes() == images.data[name], name
+        assert len(os.listdir(mount / "64k")) == 9
+        assert os.getxattr(mount / "64k/page", "user.cachefs.version") == b"1"
