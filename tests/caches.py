@@ -1,6 +1,5 @@
 """Opened caches, pools that a test answers, and images to read: the parts of the read path."""
 
-import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,13 +42,6 @@ def opened_cache(
             cache.l1.close()
             cache.database.close()
         folder.close()
-
-
-def without_tasks(cache: Cache) -> None:
-    """Close the files only: for tests that run on an event loop of their own."""
-    cache.l1.close()
-    cache.database.close()
-    cache.folder.close()
 
 
 class HandPool(FetcherPool):
@@ -139,10 +131,6 @@ def table_of(store: Store, folder: Path, name: str = "image") -> ManifestTable:
     path = folder / manifest_id
     write_table(store.manifest(manifest_id), path)
     return ManifestTable(path, PageCache(MIB))
-
-
-def warnings_of(caplog_records: list[logging.LogRecord]) -> list[str]:
-    return [record.getMessage() for record in caplog_records if record.levelno >= logging.WARNING]
 
 
 async def wait_until(condition: Callable[[], bool], wait_s: float = 60) -> None:

@@ -15,7 +15,7 @@ from cachefs.errors import (
     CachefsError,
     CorruptError,
     DeadlineError,
-    NotFoundError,
+    ObjectMissingError,
     StoreUnavailableError,
 )
 from cachefs.tiers import stack as module
@@ -325,7 +325,7 @@ async def test_a_chunk_that_the_store_lacks_is_an_error_at_once(cache: Cache) ->
     async with at_work(cache) as bench:
         await bench.start(FIRST)
         bench.pool.answer_all(Outcome.MISSING, "no such pack")
-    assert isinstance(bench.ended[0], NotFoundError)
+    assert isinstance(bench.ended[0], ObjectMissingError)
 
 
 async def test_one_bad_chunk_fails_its_readers_only(cache: Cache) -> None:
@@ -335,7 +335,7 @@ async def test_one_bad_chunk_fails_its_readers_only(cache: Cache) -> None:
         await bench.start(FIRST, SECOND)
         bench.pool.answer_all(Outcome.MISSING, "no such pack")
         bench.land()
-    assert [type(end) for end in bench.ended].count(NotFoundError) == 2
+    assert [type(end) for end in bench.ended].count(ObjectMissingError) == 2
     assert SECOND.data in bench.ended
 
 

@@ -1,6 +1,9 @@
 import os
 import pickle
 import shutil
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -19,6 +22,7 @@ from cachefs.index.manifest_table import ManifestTable, PageCache
 from cachefs.store.store import Store, create_store
 from cachefs.tiers.fetcher import Fetcher
 from cachefs.tiers.jobs import (
+    LENGTH,
     Answer,
     ChunkJob,
     ChunksDone,
@@ -29,6 +33,7 @@ from cachefs.tiers.jobs import (
     Outcome,
     TableJob,
     Wanted,
+    encode,
 )
 from cachefs.units import MIB
 from tests.caches import table_of
@@ -324,3 +329,29 @@ def test_an_image_that_goes_while_it_is_listed_is_left_out(
 def test_a_foreign_store_is_refused(store: Store) -> None:
     fetcher = Fetcher(store.url, replace(store, identity="another").identity)
     assert isinstance(_error(fetcher.answer(ListJob(1, {}))), FormatError)
+
+
+def test_a_fetcher_works_until_its_daemon_hangs_up(
+    store: Store, tmp_path: Path, segment: Path
+) -> None:
+    wanted = wanted_of(store, tmp_path, str(segment))
+    ours, theirs = socket.socketpair()
+    fd = theirs.fileno()
+    arguments = [str(fd), str(os.getpid()), store.url, store.identity]
+    command = [sys.executable, "-m", "cachefs.tiers.fetcher", *arguments]
+    with ours, theirs, subprocess.Popen(command, pass_fds=[fd]) as process:
+        theirs.close()
+        for _ in range(2):
+            ours.sendall(encode(ChunkJob(7, tuple(wanted))))
+            length = LENGTH.unpack(ours.recv(LENGTH.size, socket.MSG_WAITALL))[0]
+            answer = pickle.loads(ours.recv(length, socket.MSG_WAITALL))
+            assert outcomes(answer) == [Outcome.KEPT] * CHUNKS
+        ours.sendall(encode(ChunkJob(7, tuple(wanted)))[:-5])  # killed in the middle of a job
+        ours.close()
+        assert process.wait(timeout=60) == 0
+
+
+def test_a_fetcher_whose_daemon_is_gone_already_does_not_start(store: Store) -> None:
+    arguments = ["0", str(2**22 + 1), store.url, store.identity]
+    command = [sys.executable, "-m", "cachefs.tiers.fetcher", *arguments]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 1

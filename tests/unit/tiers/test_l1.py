@@ -514,3 +514,21 @@ def test_the_keeper_counts_and_stops_when_it_is_told(tmp_path: Path) -> None:
         trio.run(main, cache)
         assert isinstance(cache.l1.metrics, Metrics)
         assert isinstance(cache.keeper, Keeper)
+
+
+@pytest.mark.parametrize("fails", ["commit", "fdatasync"])
+def test_a_stop_that_did_not_reach_the_disk_is_not_clean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise lmdb.DiskError("full") if fails == "commit" else OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch, opened_cache(tmp_path / "c") as cache:
+        trio.run(put, cache, plain_chunk(1))
+        if fails == "commit":
+            patch.setattr(cache.l1.residency, "commit", fail)
+        else:
+            patch.setattr(os, "fdatasync", fail)
+    assert len(caplog.messages) == 1
+    with opened_cache(tmp_path / "c") as cache:
+        assert cache.l1.epoch.unclean_start
