@@ -141,6 +141,31 @@ async def test_a_known_place_is_forgotten_when_any_chunk_is_given_up(
         assert reader.read_hit(table, 10, 50) is None
 
 
+async def test_a_small_hit_is_right_whatever_was_hit_before(
+    store: Store, table: ManifestTable, cache: Cache, tmp_path: Path
+) -> None:
+    """The place of a hot chunk is remembered: not for another table, and not beyond its loss."""
+    other = Random(9).randbytes(len(DATA))
+    import_bytes(store, other, "other")
+    second = table_of(store, tmp_path, "other")
+    async with reading(cache, prompt(store)) as reader:
+        for each in (table, second):
+            await reader.read(each, 0, len(DATA))
+        for _ in range(3):
+            for each, data in ((table, DATA), (second, other)):
+                for offset, size_bytes in ((5, 10), (CHUNK - 5, 10), (CHUNK, 5), (0, CHUNK)):
+                    found = bytes(reader.read_hit(each, offset, size_bytes) or b"")
+                    assert found == data[offset:][:size_bytes]
+        placement = cache.l1.find(table.chunk(0).id)
+        assert placement is not None
+        cache.l1.drop(table.chunk(0).id, placement.slot)
+        assert reader.read_hit(table, 5, 10) is None
+        assert bytes(reader.read_hit(second, 5, 10) or b"") == other[5:15]
+        assert await reader.read(table, 5, 10) == DATA[5:15]
+        assert bytes(reader.read_hit(table, 5, 10) or b"") == DATA[5:15]
+    second.close()
+
+
 async def test_a_hit_of_a_whole_megabyte(tmp_path: Path) -> None:
     data = Random(5).randbytes(MAX_READ_BYTES + 3 * CHUNK)
     store = new_store(tmp_path / "large")
