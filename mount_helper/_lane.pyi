@@ -3,6 +3,7 @@ from typing import TypedDict, final
 EVENT_INIT_ANSWERED: int
 EVENT_DAEMON_LOST: int
 EVENT_UNMOUNTED: int
+ARENA_LAYOUT: tuple[str, int, int, int, int, int, int, int]
 
 class LaneStatistics(TypedDict):
     requests: int

@@ -38,6 +38,18 @@ INLINE = 0xFFFFFFFF
 SIZE_BYTES = BUFFERS_AT + BUFFERS * BUFFER_BYTES
 F_ADD_SEALS, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW = 1033, 1, 2, 4
 
+LAYOUT = (
+    MAGIC.decode(),
+    VERSION,
+    BUFFERS,
+    BUFFER_BYTES,
+    INLINE,
+    STATES_AT,
+    BUFFERS_AT,
+    REFERENCE.size,
+)
+"""The layout, to be compared with the one that lane.c was compiled with."""
+
 
 def create() -> int:
     """Return the fd of a new arena. Its size is sealed: nobody can be killed by a shorter one."""

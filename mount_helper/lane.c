@@ -1194,5 +1194,12 @@ PyMODINIT_FUNC PyInit__lane(void) {
         PyModule_AddIntConstant(result, "EVENT_UNMOUNTED", EVENT_UNMOUNTED))
         Py_CLEAR(result);
     Py_XDECREF(type);
+    PyObject *layout = result ? Py_BuildValue("(siiiIiiI)", ARENA_MAGIC, ARENA_VERSION, ARENA_BUFFERS, ARENA_BUFFER_BYTES,
+                                              ARENA_INLINE, ARENA_STATES_AT, ARENA_BUFFERS_AT,
+                                              (unsigned)sizeof(struct reference))
+                              : NULL;
+    if (result && (!layout || PyModule_AddObjectRef(result, "ARENA_LAYOUT", layout)))
+        Py_CLEAR(result);
+    Py_XDECREF(layout);
     return result;
 }

@@ -305,7 +305,7 @@ def test_long_queue(tiny_mount: TinyMount) -> None:
 def test_daemons_that_keep_dying_over_a_read_do_not_make_it_wait_for_ever(
     tiny_mount: TinyMount,
 ) -> None:
-    """Neither deadline is reached when each daemon lives a moment; the age of the request counts."""
+    """Each daemon lives a moment, so neither deadline is reached; the age of the request counts."""
     deadlines = ("--request-deadline-s", "1", "--answer-deadline-s", "1")
     tiny_mount.started("dies-at-reads", *deadlines)
     began = time.monotonic()

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 import pyfuse3
 import trio
 
+from mount_helper.arena import BUFFER_BYTES, BUFFERS, INLINE, REFERENCE, Arena
+
 FILES = {2: (b"data", 8 << 20), 3: (b"small", 100)}
 PATTERN_BYTES = 1 << 20
 PATTERN = random.Random(7).randbytes(PATTERN_BYTES + 251)
@@ -36,9 +38,23 @@ def expected(inode: int, offset: int, size: int) -> bytes:
     return b"".join(pieces)
 
 
+def lies(cookie: int, length: int) -> list[bytes]:
+    """References that the lane must not believe."""
+    return [
+        REFERENCE.pack(cookie ^ 1, 0, length),
+        REFERENCE.pack(cookie, BUFFERS, length),
+        REFERENCE.pack(cookie, 0, BUFFER_BYTES + 1),
+        REFERENCE.pack(cookie, INLINE, length),
+        REFERENCE.pack(cookie, INLINE, 5) + b"four",
+        REFERENCE.pack(cookie, 0, length)[:12],
+        b"",
+    ]
+
+
 class Tiny(pyfuse3.Operations):
-    def __init__(self, mode: str, value: float) -> None:
+    def __init__(self, mode: str, value: float, arena: Arena | None) -> None:
         super().__init__()
+        self.arena = arena
         self.mode = mode
         self.value = value
 
@@ -97,7 +113,23 @@ class Tiny(pyfuse3.Operations):
             self.value -= 1
             if self.value <= 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-        return expected(fh, off, size)
+        if self.arena and self.mode == "arena-late":
+            await trio.sleep(self.value)
+        data = expected(fh, off, size)
+        return self.by_arena(self.arena, data, off) if self.arena else data
+
+    def by_arena(self, arena: Arena, data: bytes, offset: int) -> bytes:
+        """Put the bytes into a buffer; in the mode `arena-lies`, send bad references."""
+        if self.mode == "arena-inline":
+            return REFERENCE.pack(arena.cookie, INLINE, len(data)) + data
+        number = arena.free_buffer()
+        if number < 0:
+            raise pyfuse3.FUSEError(errno.ENOBUFS)
+        arena.buffers[number][: len(data)] = data
+        if self.mode == "arena-lies":
+            return lies(arena.cookie, len(data))[offset // 4096 % 7]
+        arena.take(number)
+        return REFERENCE.pack(arena.cookie, number, len(data))
 
 
 async def serve(control: socket.socket) -> None:
@@ -137,11 +169,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         time.sleep(3600)
     if options.mode == "dies-at-restart" and options.start == "restart":
         return 9
-    pyfuse3.init(Tiny(options.mode, options.value), f"/dev/fd/{options.fuse_fd}", set())
+    arena = Arena(options.arena_fd) if options.mode.startswith("arena") else None
+    operations = Tiny(options.mode, options.value, arena)
+    pyfuse3.init(operations, f"/dev/fd/{options.fuse_fd}", set())
     if options.mode == "dies-before-init" and options.start == "fresh":
         control.send(b'{"event": "ready"}')
         os.kill(os.getpid(), signal.SIGKILL)
-    control.send(b'{"event": "ready"}')
+    control.send(json.dumps({"event": "ready", "arena": arena is not None}).encode())
     try:
         trio.run(serve, control)
     finally:
