@@ -10,6 +10,7 @@ Concurrency: all methods belong to the event loop, but `commit`, which runs in a
 from __future__ import annotations
 
 import struct
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,7 +21,10 @@ import lmdb
 from cachefs.index.database import Database
 from cachefs.index.segments import INDEX_MASK, slot_class
 
-_RECORD = struct.Struct("<IIQ")
+_RECORD = struct.Struct("<IIII")
+"""slot, length, epoch, and a CRC-32 of the chunk id and these: LMDB checks nothing itself, and a
+flipped bit must not make a chunk of another slot."""
+_CHECKED_BYTES = 12
 _SLOT_KEY = struct.Struct(">I")
 _EXTENT_KEY = struct.Struct(">HI")
 _EXTENT_SLOTS = struct.Struct("<I")
@@ -76,8 +80,8 @@ class Residency:
             return self._new[chunk_id]
         if self._committing is not None and chunk_id in self._committing.residency:
             return self._committing.residency[chunk_id]
-        record = self._txn.get(chunk_id)
-        return None if record is None else Placement._make(_RECORD.unpack(record))
+        found = _unpacked(chunk_id, self._txn.get(chunk_id))
+        return None if found is None else Placement._make(found)
 
     def peek(self, chunk_id: bytes) -> tuple[int, int, int] | None:
         """Return what `get` does, as a plain tuple: half the time, for hits."""
@@ -85,8 +89,7 @@ class Residency:
             self._committing is not None and chunk_id in self._committing.residency
         ):
             return self.get(chunk_id)
-        record = self._txn.get(chunk_id)
-        return None if record is None else _RECORD.unpack(record)
+        return _unpacked(chunk_id, self._txn.get(chunk_id))
 
     def chunk_in(self, slot: int) -> bytes | None:
         """Return the id of the chunk that a slot holds, None if it is empty."""
@@ -105,6 +108,10 @@ class Residency:
     def drop(self, chunk_id: bytes, slot: int) -> None:
         """Record that L1 no longer holds a chunk. The slot is free after the next commit."""
         self._new[chunk_id] = None
+        self._new_slots[slot] = None
+
+    def clear(self, slot: int) -> None:
+        """Record that a slot, to which no sound record of a chunk points, is empty."""
         self._new_slots[slot] = None
 
     def drop_extent(self, number: int, extent: int) -> None:
@@ -126,7 +133,7 @@ class Residency:
                 if placement is None:
                     txn.delete(chunk_id, db=database.residency)
                 else:
-                    txn.put(chunk_id, _RECORD.pack(*placement), db=database.residency)
+                    txn.put(chunk_id, _packed(chunk_id, placement), db=database.residency)
             for slot, held in batch.slots.items():
                 if held is None:
                     txn.delete(_SLOT_KEY.pack(slot), db=database.slots)
@@ -176,8 +183,8 @@ class Residency:
     def count_resident(self, chunk_ids: Callable[[], Iterable[bytes]]) -> int:
         """Return the plain bytes that L1 holds of these chunks, as committed. For a thread."""
         with self._database.env.begin(db=self._database.residency) as txn:
-            records = (txn.get(chunk_id) for chunk_id in chunk_ids())
-            return sum(_RECORD.unpack(record)[1] for record in records if record is not None)
+            found = (_unpacked(chunk_id, txn.get(chunk_id)) for chunk_id in chunk_ids())
+            return sum(place[1] for place in found if place is not None)
 
     def close(self) -> None:
         """End the reading transaction."""
@@ -204,3 +211,18 @@ class Residency:
             txn.put(key, row, db=self._database.extents)
         for place in batch.dropped_extents:
             txn.delete(_EXTENT_KEY.pack(*place), db=self._database.extents)
+
+
+def _packed(chunk_id: bytes, placement: Placement) -> bytes:
+    place = _RECORD.pack(*placement, 0)[:_CHECKED_BYTES]
+    return place + zlib.crc32(place, zlib.crc32(chunk_id)).to_bytes(4, "little")
+
+
+def _unpacked(chunk_id: bytes, record: bytes | None) -> tuple[int, int, int] | None:
+    """Return slot, length and epoch; None if there is no record, or a damaged one."""
+    if record is None or len(record) != _RECORD.size:
+        return None
+    slot, plain_bytes, epoch, check = _RECORD.unpack(record)
+    if zlib.crc32(record[:_CHECKED_BYTES], zlib.crc32(chunk_id)) != check:
+        return None
+    return slot, plain_bytes, epoch

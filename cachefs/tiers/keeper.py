@@ -110,26 +110,37 @@ class Keeper:
     async def _make_room(self) -> None:
         for slots in list(self._l1.classes.values()):
             if len(slots.free) >= slots.low and slots.total:
+                slots.is_hopeless = False
                 continue
             if await self._grow(slots):
+                slots.is_hopeless = False
                 continue
             other = self._colder_class(slots)
             if other is None or not self._empty_extent(other):
                 self._evict(slots)
+            nothing_comes = not (slots.free or self._emptied or self._dying)
+            slots.is_hopeless = nothing_comes and not slots.occupied
+            if slots.is_hopeless:
+                self._announce_room()  # those who wait need not
 
     def _evict(self, slots: ClassSlots) -> None:
         """Give up enough for two bursts, so that the next call comes later."""
         wanted = 2 * slots.low - len(slots.free) - len(self._emptied)
         for slot in slots.victims(min(max(0, wanted), _MOST_EVICTIONS)):
-            self._give_up(slot)
+            if not self._give_up(slot):
+                self._l1.drop_stray(slot)
         if wanted > _MOST_EVICTIONS:
             self._l1.wake.set()
 
-    def _give_up(self, slot: int) -> None:
+    def _give_up(self, slot: int) -> bool:
+        """Give up the chunk in a slot; False if no sound record says which that is."""
         chunk_id = self._l1.residency.chunk_in(slot)
-        if chunk_id is not None:
-            self._l1.drop(chunk_id, slot)
-            self._l1.metrics.evicted_chunks += 1
+        placement = None if chunk_id is None else self._l1.find(chunk_id)
+        if chunk_id is None or placement is None or placement.slot != slot:
+            return False
+        self._l1.drop(chunk_id, slot)
+        self._l1.metrics.evicted_chunks += 1
+        return True
 
     async def _grow(self, slots: ClassSlots) -> bool:
         """Give a class one more extent, if quota and disk allow."""
@@ -181,7 +192,8 @@ class Keeper:
         gone = set(members)
         slots.free = type(slots.free)(slot for slot in slots.free if slot not in gone)
         for slot in members:
-            self._give_up(slot)
+            if not self._give_up(slot) and slots.is_occupied(slot):
+                self._l1.drop_stray(slot)
         self._l1.residency.drop_extent(slots.segment.number, extent)
         self._dying.append((slots, extent))
         return True

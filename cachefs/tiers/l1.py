@@ -115,7 +115,7 @@ class L1:
         """
         slots = self.class_for(chunk_bytes)
         with trio.move_on_after(wait_s):
-            while not slots.free:
+            while not slots.free and not slots.is_hopeless:
                 self.wake.set()
                 await self.room.wait()
         return self.take_free(chunk_bytes, count)
@@ -163,6 +163,13 @@ class L1:
             self.residency.drop(chunk_id, slot)
             self.classes[slot_class(slot)].emptied(slot)
             self.on_emptied(slot)
+
+    def drop_stray(self, slot: int) -> None:
+        """Give up an occupied slot to which no sound record points: the index was damaged."""
+        self.drops += 1
+        self.residency.clear(slot)
+        self.classes[slot_class(slot)].emptied(slot)
+        self.on_emptied(slot)
 
     def class_for(self, chunk_bytes: int) -> ClassSlots:
         """Return the slots for chunks of `chunk_bytes`, making the class if it is new."""

@@ -28,6 +28,8 @@ class ClassSlots:
         self.filling: set[int] = set()
         self.pins: Counter[int] = Counter()
         self.occupied = 0
+        self.is_hopeless = False
+        """The keeper can find no room for this class now: nobody needs to wait for it."""
         self._base = segment.number << INDEX_BITS
 
     @property
@@ -84,6 +86,10 @@ class ClassSlots:
         """An occupied slot lost its chunk; it is free after the commit."""
         self.occupied -= 1
         self.policy.remove(slot & INDEX_MASK)
+
+    def is_occupied(self, slot: int) -> bool:
+        """Whether a slot holds a chunk, as the policy was told."""
+        return self.policy.holds(slot & INDEX_MASK)
 
     def release(self, slots: Iterable[int]) -> None:
         """The commit that emptied these slots is done."""

@@ -73,6 +73,10 @@ class Lru:
         """See EvictionPolicy."""
         self._used[slot] = 0
 
+    def holds(self, slot: int) -> bool:
+        """See EvictionPolicy."""
+        return self._used[slot] != 0
+
     def victims(self, count: int, keep: Callable[[int], bool]) -> list[int]:
         """See EvictionPolicy."""
         chosen: dict[int, None] = {}  # in order, and quick to ask: there may be thousands

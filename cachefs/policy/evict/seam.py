@@ -32,6 +32,10 @@ class EvictionPolicy(Protocol):
         """A slot is empty."""
         ...
 
+    def holds(self, slot: int) -> bool:
+        """Return whether a slot is occupied."""
+        ...
+
     def victims(self, count: int, keep: Callable[[int], bool]) -> list[int]:
         """Return up to `count` slots to give up, the best first; none that `keep` holds."""
         ...
