@@ -248,3 +248,36 @@ def test_the_bitmap_of_an_extent_that_is_given_back_is_gone(residency: Residency
     assert bitmap_slots(residency) == {slot_of(3, 0)}
     assert slot_class(slot_of(3, 5)) == 3
     assert slot_of(3, 5) & INDEX_MASK == 5
+
+
+@given(st.integers(0, 16 * 8 - 1))
+@settings(max_examples=60)
+def test_a_record_with_a_flipped_bit_is_no_record(bit: int) -> None:
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "segments").mkdir()
+        database, _ = open_database(Path(folder) / "index.lmdb", Path(folder) / "segments")
+        residency = Residency(database, dict(EXTENT_SLOTS))
+        residency.put(chunk(1), Placement(slot_of(3, 2), 100, 7))
+        commit(residency)
+        with database.env.begin(write=True, db=database.residency) as txn:
+            record = bytearray(txn.get(chunk(1)) or b"")
+            record[bit // 8] ^= 1 << bit % 8
+            txn.put(chunk(1), bytes(record))
+            txn.put(chunk(2), bytes(record[:-1]))
+        commit(residency)
+        for found in (chunk(1), chunk(2)):
+            assert residency.get(found) is None
+            assert residency.peek(found) is None
+        assert residency.count_resident(lambda: [chunk(1), chunk(2)]) == 0
+        residency.close()
+        database.close()
+
+
+def test_a_record_says_nothing_of_another_chunk(residency: Residency, database: Database) -> None:
+    residency.put(chunk(1), Placement(slot_of(3, 2), 100, 7))
+    commit(residency)
+    with database.env.begin(write=True, db=database.residency) as txn:
+        txn.put(chunk(2), txn.get(chunk(1)) or b"")
+    commit(residency)
+    assert residency.get(chunk(1)) == Placement(slot_of(3, 2), 100, 7)
+    assert residency.get(chunk(2)) is None

@@ -532,3 +532,40 @@ def test_a_stop_that_did_not_reach_the_disk_is_not_clean(
     assert len(caplog.messages) == 1
     with opened_cache(tmp_path / "c") as cache:
         assert cache.l1.epoch.unclean_start
+
+
+async def _fill_l1(cache: Cache, chunks: list[Plain]) -> None:
+    for plain in chunks:
+        assert await put(cache, plain)
+    await keep(cache)
+
+
+def test_slots_of_damaged_records_are_used_again(tmp_path: Path) -> None:
+    """A record that is damaged is no record; its slot must not be lost with it."""
+    with opened_cache(tmp_path / "c", MIB) as cache:
+        old = [plain_chunk(seed, 64 * KIB) for seed in range(8)]
+        trio.run(_fill_l1, cache, old)
+        database = cache.database
+        with database.env.begin(write=True, db=database.residency) as txn:
+            for plain in old:
+                txn.put(plain.ref.id, b"\0" * 16)
+        trio.run(cache.keeper.commit)
+        cache.l1.residency.committed(cache.l1.residency.take_batch())
+        assert [read(cache, plain) for plain in old] == [None] * len(old)
+        new = [plain_chunk(seed, 64 * KIB) for seed in range(100, 140)]
+        trio.run(_fill_l1, cache, new)
+        assert cache.l1.allocated_bytes <= MIB
+        assert cache.l1.resident_chunks <= 16
+        assert read(cache, new[-1]) == new[-1].data
+
+
+def test_nobody_waits_for_room_that_cannot_come(tmp_path: Path) -> None:
+    async def ask() -> float:
+        async with running(cache):
+            await cache.l1.reserve(64 * KIB, 1, 5.0)  # the keeper has to find out once
+            began = trio.current_time()
+            assert await cache.l1.reserve(64 * KIB, 1, 5.0) == []
+            return trio.current_time() - began
+
+    with opened_cache(tmp_path / "c", MIB, free_floor_bytes=64 << 40) as cache:
+        assert trio.run(ask) < 1.0
