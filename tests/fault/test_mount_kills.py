@@ -34,10 +34,11 @@ def fio(mount: Mount) -> Iterator[Fio]:
         running.end()
 
 
-def wait_for_reads(mount: Mount, count: int) -> None:
+def wait_for_reads(mount: Mount, fio: Fio, count: int) -> None:
     """Wait until this daemon has answered so many reads, hits and misses among them."""
 
     def is_busy() -> bool:
+        assert fio.is_running(), fio.result()  # it ends at the first read that is not right
         metrics = mount.metrics()
         return metrics["reads"] >= count and metrics["miss_chunks"] > 0
 
@@ -50,13 +51,12 @@ def test_the_daemon_is_killed_20_times(mount: Mount, fio: Fio) -> None:
     choice = random.Random(1)
     hits = 0
     for number in range(KILLS):
-        wait_for_reads(mount, choice.choice([1, 20, 200]))
-        assert fio.is_running(), fio.result()
+        wait_for_reads(mount, fio, choice.choice([1, 20, 200]))
         hits += mount.metrics()["l1_hit_chunks"]
         pid = mount.status()["daemon"]["pid"] if number == 0 else mount.daemon_pid()
         os.kill(pid, signal.SIGKILL)
         wait_for(lambda pid=pid: not exists(pid), "the end of the daemon")  # type: ignore[misc]
-    wait_for_reads(mount, 200)
+    wait_for_reads(mount, fio, 200)
     assert fio.stop() > KILLS * 16
     assert hits > 0
     assert mount.supervised()["daemon"]["restarts"] == KILLS
@@ -68,7 +68,7 @@ def test_the_daemon_is_killed_20_times(mount: Mount, fio: Fio) -> None:
 def test_fetchers_are_killed(mount: Mount, fio: Fio) -> None:
     for _ in range(6):
         metrics = mount.metrics()
-        wait_for_reads(mount, metrics["reads"] + 50)
+        wait_for_reads(mount, fio, metrics["reads"] + 300)
         victims = mount.daemon()["fetchers"]["pids"]
         for pid in victims[: random.Random(len(victims)).randint(1, 2)]:
             os.kill(pid, signal.SIGKILL)
@@ -91,8 +91,7 @@ def test_a_fetcher_that_hangs_is_replaced(mounts: Mounts, images: Images) -> Non
     assert f"fetcher {hanging} is silent" in mount.log()
 
 
-def test_a_daemon_that_hangs_while_it_stops_is_ended(mounts: Mounts, images: Images) -> None:
-    """Reads of what L1 holds go on while every fetcher hangs."""
+def test_reads_of_l1_go_on_while_every_fetcher_hangs(mounts: Mounts, images: Images) -> None:
     mount = mounts(images.store.url).start("fetchers=1,job_timeout=60,refresh=3600,read_deadline=1")
     name = "64k/mixture"
     read_direct(mount / name)
