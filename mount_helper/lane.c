@@ -52,6 +52,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -60,6 +61,7 @@
 
 #define HASH_SIZE 4096 /* buckets; uniques count up in steps of 2, so they spread evenly */
 #define INLINE_SIZE 400 /* bytes: READ has 80, LOOKUP at most 296 */
+#define CARRIER_NICE -15
 #define SLAB_SIZE 64    /* kept requests allocated at a time */
 #define MAX_WRITE (128 * 1024)
 #define REQUEST_SIZE (MAX_WRITE + 64 * 1024) /* the kernel refuses less than max_write + 4096; xattrs have 64 KiB */
@@ -822,6 +824,11 @@ static void *carrier_loop(void *argument) {
     struct pollfd polls[2 + MAX_DAEMONS];
     uint64_t next_tick_ns = 0, woken;
     bool mounted = true;
+    /*
+     * It works for microseconds, and both sides wait for it: so it goes before them (as root; else this fails, and it
+     * is only slower). With two processors, 4 KiB reads at depth 32 became half as fast again.
+     */
+    setpriority(PRIO_PROCESS, (id_t)gettid(), CARRIER_NICE);
     while (!atomic_load(&lane->stop)) {
         int wait_ms = fill_polls(lane, polls);
         if (!mounted)
