@@ -140,6 +140,8 @@ def test_a_mount_in_the_foreground(mounts: Mounts, images: Images) -> None:
         text=True,
     )
     wait_for((mount / NAME).exists, "the mount")
+    # It answers a little before its supervisor has seen that it does.
+    wait_for(lambda: mount.supervised()["state"] == "serving", "the supervisor")
     assert read_direct(mount / NAME) == images.data[NAME]
     assert mount.foreground.poll() is None
     mount.foreground.send_signal(signal.SIGINT)  # Ctrl-C
