@@ -24,7 +24,7 @@ class Told:
         self.members: dict[int, str | None] = {}
         self.writes: list[tuple[int, int]] = []
         self.real: Write = os.pwritev
-        self.write = self.real
+        self.write: Write = self.real
 
         def pwritev(fd: int, parts: Sequence[memoryview], position: int) -> int:
             self.writes.append((position, sum(map(len, parts))))
