@@ -15,7 +15,6 @@ import pickle
 import signal
 import socket
 import sys
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from cachefs.model.image import Image
 from cachefs.model.manifest import Manifest
 from cachefs.store.store import Store, open_store
 from cachefs.tiers.jobs import (
+    KEPT,
     LENGTH,
     Answer,
     ChunkJob,
@@ -49,7 +49,9 @@ from cachefs.tiers.jobs import (
     Wanted,
     encode,
 )
-from cachefs.tiers.ranges import plan_ranges
+from cachefs.tiers.landing import Landing, Plain, SlotWriter
+from cachefs.tiers.ranges import Range, plan_ranges
+from cachefs.units import MIB
 
 logger = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
@@ -62,7 +64,7 @@ class Fetcher:
         self._url = store_url
         self._identity = store_identity
         self._store: Store | None = None
-        self._segments: OrderedDict[str, int] = OrderedDict()
+        self._writer = SlotWriter()
 
     def answer(self, job: Job) -> Answer:
         """Return the answer to a job; a failure is an answer as well."""
@@ -102,10 +104,7 @@ class Fetcher:
                     fetched[member] = failure if alone else self._fetch_alone(job.wanted[member])
                 continue
             frame_bytes += len(data)
-            for member in planned.members:
-                wanted = job.wanted[member]
-                at = wanted.offset - planned.offset
-                fetched[member] = self._land(wanted, data[at : at + wanted.frame_bytes])
+            self._land(job.wanted, planned, data, fetched)
         return ChunksDone(job.number, tuple(fetched), len(ranges), frame_bytes)
 
     def _fetch_alone(self, wanted: Wanted) -> Fetched:
@@ -113,35 +112,37 @@ class Fetcher:
             data = self._open().frames(wanted.pack, wanted.offset, wanted.frame_bytes)
         except CachefsError as error:
             return _failure(error)
-        return self._land(wanted, memoryview(data))
+        fetched = [Fetched(Outcome.UNAVAILABLE)]
+        alone = Range(wanted.pack, wanted.offset, wanted.frame_bytes, [0])
+        self._land([wanted], alone, memoryview(data), fetched)
+        return fetched[0]
 
-    def _land(self, wanted: Wanted, frame: memoryview) -> Fetched:
-        try:
-            plain = decode_frame(frame, wanted.plain_bytes)
-        except (CorruptError, FormatError) as error:
-            return Fetched(Outcome.CORRUPT, message=self._blame(wanted, str(error)))
-        if chunk_id(plain) != wanted.chunk_id:
-            return Fetched(Outcome.CORRUPT, message=self._blame(wanted, "the content differs"))
-        if not wanted.segment:
-            return Fetched(Outcome.UNKEPT, bytes(plain))
-        try:
-            self._write(wanted, plain)
-        except OSError as error:
-            return Fetched(Outcome.UNKEPT, bytes(plain), f"cannot write to L1: {error.strerror}")
-        return Fetched(Outcome.KEPT)
+    def _land(
+        self, wanted: Sequence[Wanted], planned: Range, data: memoryview, fetched: list[Fetched]
+    ) -> None:
+        """Bring the chunks of a range into their slots, and say in `fetched` how each went."""
 
-    def _write(self, wanted: Wanted, plain: bytes | memoryview) -> None:
-        fd = self._segments.get(wanted.segment)
-        if fd is None:
-            fd = self._segments[wanted.segment] = os.open(
-                wanted.segment, os.O_WRONLY | os.O_CLOEXEC
-            )
-        written = os.pwrite(fd, plain, wanted.position)
-        while written < len(plain):
-            more = os.pwrite(fd, memoryview(plain)[written:], wanted.position + written)
-            if not more:
-                raise OSError(5, "the disk takes no more")
-            written += more
+        def written(member: int, plain: Plain, error: OSError | None) -> None:
+            if error is None:
+                fetched[member] = KEPT
+            else:
+                message = f"cannot write to L1: {error.strerror}"
+                fetched[member] = Fetched(Outcome.UNKEPT, bytes(plain), message)
+
+        landing = Landing(self._writer, written)
+        for member in planned.members:
+            one = wanted[member]
+            at = one.offset - planned.offset
+            try:
+                plain = _verified(one, data[at : at + one.frame_bytes])
+            except (CorruptError, FormatError) as error:
+                fetched[member] = Fetched(Outcome.CORRUPT, message=self._blame(one, str(error)))
+                continue
+            if one.segment:
+                landing.add(member, one, plain)
+            else:
+                fetched[member] = Fetched(Outcome.UNKEPT, bytes(plain))
+        landing.flush()
 
     def _write_table(self, manifest: Manifest, paths: Sequence[str]) -> None:
         """Write a local table; a full cache disk must not keep an image from its guest."""
@@ -178,6 +179,14 @@ class Fetcher:
         )
 
 
+def _verified(wanted: Wanted, frame: memoryview) -> Plain:
+    """Return the plain bytes of a frame; only from here may they go into a slot."""
+    plain = decode_frame(frame, wanted.plain_bytes)
+    if chunk_id(plain) != wanted.chunk_id:
+        raise CorruptError("the content differs")
+    return plain
+
+
 def _failure(error: CachefsError) -> Fetched:
     if isinstance(error, ObjectMissingError):
         return Fetched(Outcome.MISSING, message=str(error))
@@ -209,10 +218,27 @@ def die_with_parent(parent_pid: int) -> None:
         sys.exit(1)
 
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_HEAP_BYTES = 32 * MIB
+"""The most that glibc takes for a threshold; a job has at most 4 MiB of chunks at a time."""
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc not to give memory back at once.
+
+    Else the buffers of each job are new pages, which the kernel has to clear and to map one by one.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # another libc has its own ways
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_HEAP_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_HEAP_BYTES)
+
+
 def main() -> None:
     """Run a fetcher: `fetcher SOCKET_FD PARENT_PID STORE_URL STORE_IDENTITY`."""
     fd, parent_pid, url, identity = sys.argv[1:5]
     die_with_parent(int(parent_pid))
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is the supervisor's
     logging.basicConfig(level=logging.WARNING, format="fetcher: %(message)s")
     fetcher = Fetcher(url, identity)
