@@ -1,4 +1,4 @@
-"""Reads that the lane answers: which they are, that every byte is right, and whom they do not need."""
+"""Reads that the lane answers: which they are, that every byte is right, whom they need not."""
 
 import errno
 import fcntl
