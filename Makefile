@@ -66,11 +66,17 @@ coverage: setup ## the test suite with line and branch coverage, subprocesses in
 	$(BIN)/coverage report
 
 # ------------------------------------------------------------------------------------------ measure it
-.PHONY: bench-hot bench-cold bench-import bench-chunk-size
+.PHONY: bench-hot bench-tail bench-disk bench-cold bench-import bench-chunk-size
 BENCH_ARGS ?=
 
 bench-hot: setup build/libfuse_pread ## hits, beside a bare pyfuse3 server and C libfuse servers
 	$(BIN)/python -m bench.hot $(BENCH_ARGS)
+
+bench-tail: setup ## latencies of hits while a cold stream runs, the daemon is stopped or killed
+	$(BIN)/python -m bench.tail $(BENCH_ARGS)
+
+bench-disk: setup ## hits with nothing in the page cache, beside fio on the segment file
+	$(BIN)/python -m bench.disk $(BENCH_ARGS)
 
 bench-cold: setup ## a cold sequential read from a local store, beside zstd -d
 	$(BIN)/python -m bench.cold $(BENCH_ARGS)

@@ -39,6 +39,7 @@ class Result:
     bytes_per_s: float
     p50_us: float
     p99_us: float
+    p999_us: float
     longest_us: float
 
 
@@ -49,7 +50,9 @@ SEQUENTIAL_1M = Workload("1 MiB sequential", "read", 1024 * 1024, 1)
 HOT_WORKLOADS = (RANDOM_4K_QD1, RANDOM_4K_QD32, RANDOM_128K_QD16, SEQUENTIAL_1M)
 
 
-def measure(path: Path, workload: Workload, runtime_s: float, ramp_s: float = 0.5) -> Result:
+def measure(
+    path: Path, workload: Workload, runtime_s: float, ramp_s: float = 0.5, *options: str
+) -> Result:
     """Read `path` as `workload` says and return what fio measured.
 
     Args:
@@ -57,6 +60,7 @@ def measure(path: Path, workload: Workload, runtime_s: float, ramp_s: float = 0.
         workload: How to read it.
         runtime_s: How long to measure.
         ramp_s: How long to read before that.
+        options: More options of fio's.
 
     Raises:
         RuntimeError: fio is missing or failed; the message has what it said.
@@ -78,6 +82,7 @@ def measure(path: Path, workload: Workload, runtime_s: float, ramp_s: float = 0.
         f"--iodepth={workload.depth}",
         f"--direct={int(workload.direct)}",
         f"--ioengine={workload.engine}",
+        *options,
     )
     read = output["jobs"][0]["read"]
     latency = read["clat_ns"]
@@ -86,6 +91,7 @@ def measure(path: Path, workload: Workload, runtime_s: float, ramp_s: float = 0.
         bytes_per_s=read["bw_bytes"],
         p50_us=latency["percentile"]["50.000000"] / 1000,
         p99_us=latency["percentile"]["99.000000"] / 1000,
+        p999_us=latency["percentile"]["99.900000"] / 1000,
         longest_us=latency["max"] / 1000,
     )
 
@@ -114,5 +120,6 @@ def median_result(results: Sequence[Result]) -> Result:
         bytes_per_s=median(result.bytes_per_s for result in results),
         p50_us=median(result.p50_us for result in results),
         p99_us=median(result.p99_us for result in results),
+        p999_us=median(result.p999_us for result in results),
         longest_us=max(result.longest_us for result in results),
     )

@@ -257,10 +257,10 @@ static inline bool board_find_image(struct board *board, uint64_t inode, struct 
 
 /* The place of a chunk in a table; within the table, whatever the view says. */
 static inline struct board_chunk *board_chunk(struct board *board, const struct board_view *view, uint64_t index) {
-    uint64_t at = index * sizeof(struct board_chunk);
-    if (at + sizeof(struct board_chunk) > view->table_bytes || view->table_at + view->table_bytes > BOARD_TABLES_BYTES)
+    if (view->table_bytes > BOARD_TABLES_BYTES || view->table_at > BOARD_TABLES_BYTES - view->table_bytes ||
+        index >= view->table_bytes / sizeof(struct board_chunk))
         return NULL;
-    return (struct board_chunk *)(board->tables + view->table_at + at);
+    return (struct board_chunk *)(board->tables + view->table_at + index * sizeof(struct board_chunk));
 }
 
 /* ---- The ring: many producers, one consumer ---- */

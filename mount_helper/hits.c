@@ -9,10 +9,11 @@
  * No lock, no allocation, and one copy by us: from the page cache into the reader's buffer. What each look at the board
  * is good for, and why the order of them matters, says board.h. Any doubt sends the request to the daemon.
  *
- * The crew. `wanted` readers wait for requests at the same time; more would only get into each other's way. A reader whose
- * slots are not in the page cache would keep the next hit waiting, so before it waits for the disk it leaves its place to
- * another: one that is parked, or a new one. When it is done and its place is taken, it parks. So there are as many
- * threads as reads have ever waited for the disk at once, at most `most`; when all of them wait, the daemon gets the rest.
+ * The crew. As long as hits come from memory, `wanted` readers are best: more would only get into each other's way. But a
+ * reader that waits for the disk answers nobody. So before it does, it sees to it that `wanted` others read requests: it
+ * calls those that are parked, or starts new ones, up to `most`. When it is back it reads on; there may be more than
+ * wanted then, and while reads go to the disk that is right: they need no calling. A reader that has met no disk for a
+ * while, when there are more than wanted, parks. When all of the crew wait for the disk, the daemon gets the rest.
  *
  * A request whose reader waits for the disk is kept, like one that is with the daemon: if the disk does not answer in
  * time, the daemon gets the request as well (it can fetch the chunk again), and who is first answers.
@@ -33,6 +34,7 @@
 #define READER_NICE -15
 #define MAX_CHUNKS (MAX_READ / 4096 + 1) /* that one read can touch */
 #define DISK_READERS 32 /* waits for the disk at once: the queue depth that a fast SSD wants */
+#define CALM_REQUESTS 256
 #define STOP_TRIES 100
 #define STOP_TRY_NS 20000000
 
@@ -58,6 +60,7 @@ struct reader {
     unsigned char *request;        /* REQUEST_SIZE */
     unsigned char *pages, *reply;  /* the reply's data begin a page */
     uint64_t came_ns;
+    uint32_t calm; /* requests since it last waited for the disk */
     uint32_t chunk_count, zero_count, run_count;
     struct found_chunk chunks[MAX_CHUNKS];
     struct run runs[MAX_CHUNKS];
@@ -205,38 +208,56 @@ static bool start_reader(struct lane *lane) {
         return false;
     }
     crew->readers[crew->started++] = self;
-    crew->parked++;
     return true;
 }
 
-/* Leave the place at /dev/fuse to another reader. False: nobody is free to take it, stay. */
-static bool leave_place(struct lane *lane) {
+/* Call or start somebody to read requests. False: there is nobody. */
+static bool call_reader(struct lane *lane) {
     struct crew *crew = &lane->crew;
     pthread_mutex_lock(&crew->mutex);
-    uint32_t vacant = crew->wanted - crew->reading + 1; /* with ours; others may have been called and are not here yet */
-    bool has_other = crew->parked >= vacant || start_reader(lane) || crew->reading > 1;
-    if (has_other) {
-        crew->reading--;
+    bool is_there = crew->parked > crew->called || start_reader(lane);
+    if (is_there) {
+        crew->called++;
+        atomic_fetch_add(&crew->reading, 1);
         pthread_cond_signal(&crew->turn);
     }
     pthread_mutex_unlock(&crew->mutex);
-    return has_other;
+    return is_there;
 }
 
-/* A parked reader waits for a place at /dev/fuse. Under crew.mutex. */
-static void wait_for_place(struct lane *lane) {
+/* Leave the reading of requests to others. False: nobody would be left to do it, stay. */
+static bool leave_place(struct lane *lane) {
     struct crew *crew = &lane->crew;
-    while (crew->reading >= crew->wanted && !atomic_load(&lane->stop))
-        pthread_cond_wait(&crew->turn, &crew->mutex);
-    crew->parked--;
-    crew->reading++;
+    uint32_t others = atomic_fetch_sub(&crew->reading, 1) - 1;
+    if (others >= crew->wanted || call_reader(lane) || others > 0)
+        return true;
+    atomic_fetch_add(&crew->reading, 1);
+    return false;
 }
 
 static void take_place(struct lane *lane) {
-    pthread_mutex_lock(&lane->crew.mutex);
-    lane->crew.parked++;
-    wait_for_place(lane);
-    pthread_mutex_unlock(&lane->crew.mutex);
+    atomic_fetch_add(&lane->crew.reading, 1);
+}
+
+/* Wait to be called. Who calls has counted us among those who read. Under crew.mutex. */
+static void wait_for_call(struct lane *lane) {
+    struct crew *crew = &lane->crew;
+    crew->parked++;
+    while (!crew->called && !atomic_load(&lane->stop))
+        pthread_cond_wait(&crew->turn, &crew->mutex);
+    crew->parked--;
+    crew->called -= crew->called > 0;
+}
+
+/* Park, if more read requests than are wanted. */
+static void park(struct lane *lane) {
+    struct crew *crew = &lane->crew;
+    pthread_mutex_lock(&crew->mutex);
+    if (atomic_load(&crew->reading) > crew->wanted) {
+        atomic_fetch_sub(&crew->reading, 1);
+        wait_for_call(lane);
+    }
+    pthread_mutex_unlock(&crew->mutex);
 }
 
 /* A hit whose bytes are on the disk. FOUND: it is dealt with; or why the daemon has to. */
@@ -244,6 +265,7 @@ static enum board_counter answer_from_disk(struct reader *self, const struct fus
     struct lane *lane = self->lane;
     if (!leave_place(lane))
         return COUNTER_disk_busy;
+    self->calm = 0;
     uint64_t unique = request->unique;
     bool is_kept = keep_on_disk(lane, request, self->device);
     bool is_right = is_kept && fill_reply(self, true) == FILLED && are_unchanged(self);
@@ -329,16 +351,17 @@ static void *reader_loop(void *argument) {
      * It works for microseconds, and others wait for it: so it goes before them (as root; else this fails, and it is only
      * slower).
      */
-    setpriority(PRIO_PROCESS, (id_t)gettid(), getenv("RN") ? atoi(getenv("RN")) : READER_NICE);
+    setpriority(PRIO_PROCESS, (id_t)gettid(), READER_NICE);
     pthread_mutex_lock(&lane->crew.mutex);
-    wait_for_place(lane);
+    wait_for_call(lane);
     pthread_mutex_unlock(&lane->crew.mutex);
-    while (!atomic_load(&lane->stop) && serve(self))
+    while (!atomic_load(&lane->stop) && serve(self)) {
         wait_for_room(lane);
-    pthread_mutex_lock(&lane->crew.mutex);
-    lane->crew.reading--;
-    pthread_cond_signal(&lane->crew.turn); /* the next one finds the same end */
-    pthread_mutex_unlock(&lane->crew.mutex);
+        if (++self->calm > CALM_REQUESTS && atomic_load_explicit(&lane->crew.reading, memory_order_relaxed) >
+                                                lane->crew.wanted)
+            park(lane);
+    }
+    call_reader(lane); /* the next one finds the same end */
     return NULL;
 }
 
@@ -352,10 +375,10 @@ int crew_start(struct lane *lane) {
     sigaction(SIGRTMIN, &action, NULL);
     crew->most = crew->wanted + DISK_READERS;
     pthread_mutex_lock(&crew->mutex);
-    bool is_started = true;
-    while (is_started && crew->started < crew->wanted)
-        is_started = start_reader(lane);
     pthread_mutex_unlock(&crew->mutex);
+    bool is_started = true;
+    for (uint32_t i = 0; is_started && i < crew->wanted; i++)
+        is_started = call_reader(lane);
     return is_started ? 0 : EAGAIN;
 }
 

@@ -164,7 +164,7 @@ static PyObject *Lane_statistics(PyObject *self, PyObject *unused) {
     bool attached = lane->current != NULL;
     pthread_mutex_unlock(&lane->mutex);
     pthread_mutex_lock(&lane->crew.mutex);
-    uint32_t started = lane->crew.started, parked = lane->crew.parked, reading = lane->crew.reading;
+    uint32_t started = lane->crew.started, parked = lane->crew.parked - lane->crew.called, reading = atomic_load(&lane->crew.reading);
     pthread_mutex_unlock(&lane->crew.mutex);
     PyObject *reads = board_counters_dict(lane->board);
     error |= put(result, "kept", kept) | put(result, "kept_bytes", bytes) | put(result, "attached", attached) |

@@ -1,0 +1,151 @@
+"""The tail: latencies of hits at a fixed rate while something else goes on.
+
+Small random reads of an image that is all in L1, a fixed number a second, as a guest that is not
+in a hurry makes them: undisturbed; while another image is read cold; while the daemon is stopped
+for five seconds; while it is killed. Run it as `make bench-tail`.
+"""
+
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+
+import click
+
+from bench import files, fio, mounts
+from bench.fio import Result
+from bench.table import Table, publish
+from tests.images.disks import MIB
+
+TARGET = 2.0
+"""Of the undisturbed p99 and p99.9."""
+
+RATE = 2000
+"""Reads a second."""
+
+STOPPED_S = 5.0
+
+
+def undisturbed(mountpoint: Path, runtime_s: float) -> None:
+    """Do nothing meanwhile."""
+
+
+def cold_stream(mountpoint: Path, runtime_s: float) -> None:
+    """Read another image, which is not in L1, in sequence."""
+    end_s = time.monotonic() + runtime_s
+    with (mountpoint / "cold").open("rb", buffering=0) as file:
+        while time.monotonic() < end_s and file.read(MIB):
+            pass
+
+
+def stopped_daemon(mountpoint: Path, runtime_s: float) -> None:
+    """Stop the daemon for some seconds."""
+    pid = mounts.status(mountpoint)["daemon"]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(min(STOPPED_S, runtime_s * 0.8))
+    os.kill(pid, signal.SIGCONT)
+
+
+def killed_daemon(mountpoint: Path, _: float) -> None:
+    """Kill the daemon; the next one starts meanwhile."""
+    os.kill(mounts.status(mountpoint)["daemon"]["pid"], signal.SIGKILL)
+
+
+DISTURBANCES: dict[str, Callable[[Path, float], None]] = {
+    "undisturbed": undisturbed,
+    "a cold stream runs": cold_stream,
+    "the daemon is stopped for 5 s": stopped_daemon,
+    "the daemon is killed": killed_daemon,
+}
+
+
+def measure(mountpoint: Path, disturb: Callable[[Path, float], None], runtime_s: float) -> Result:
+    """Read at the fixed rate, and disturb after half a second."""
+    disturber = threading.Timer(0.5, disturb, (mountpoint, runtime_s - 0.5))
+    disturber.start()
+    try:
+        return fio.measure(
+            mountpoint / "hot", fio.RANDOM_4K_QD1, runtime_s, 0, f"--rate_iops={RATE}"
+        )
+    finally:
+        disturber.join()
+
+
+def make_cold(store: Path, mountpoint: Path, work: Path, round_number: int, size_mib: int) -> None:
+    """Import another image that nobody has read."""
+    image = work / "cold.img"
+    with image.open("wb") as file:
+        file.write(os.urandom(8) + f"round {round_number}".encode())
+        for _ in range(size_mib):
+            file.write(os.urandom(MIB // 2) + bytes(range(256)) * (MIB // 512))
+    mounts.import_image(store, image, "cold")
+    while (mountpoint / "cold").stat().st_size != image.stat().st_size:
+        time.sleep(0.1)
+    time.sleep(3)  # the next listing has come, and the writes have gone
+
+
+@click.command()
+@click.option("--size-mib", default=256, show_default=True, help="Size of the hot image.")
+@click.option("--cold-mib", default=2048, show_default=True, help="Size of the cold one.")
+@click.option("--runtime", "runtime_s", default=8.0, show_default=True, help="Seconds per point.")
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--mount-options", default="", help="Options of the cachefs mount.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write the table here, too.")
+def main(
+    size_mib: int,
+    cold_mib: int,
+    runtime_s: float,
+    rounds: int,
+    mount_options: str,
+    markdown: Path | None,
+) -> None:
+    """Measure the latency of hits while something else goes on."""
+    results: dict[str, list[Result]] = {name: [] for name in DISTURBANCES}
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tail-")))
+        store = work / "store"
+        hot = files.build_random_filled_image(work / "hot.img", size_mib * MIB)
+        mounts.run_cachefs("init", str(store))
+        mounts.import_image(store, hot, "hot")
+        mountpoint = stack.enter_context(mounts.mounted_store(store, work, mount_options))
+        mounts.warm(mountpoint / "hot")
+        for round_number in range(rounds):
+            make_cold(store, mountpoint, work, round_number, cold_mib)
+            for name, disturb in DISTURBANCES.items():
+                results[name].append(measure(mountpoint, disturb, runtime_s))
+                time.sleep(1)
+        restarts = mounts.status(mountpoint)["daemon"]["restarts"]
+    subprocess.run(["sync"], check=True)
+    table = Table(
+        f"4 KiB hits at {RATE:,} reads a second",
+        ["", "p50 us", "p99 us", "p99.9 us", "longest us", "p99, of undisturbed", "p99.9"],
+    )
+    calm = results["undisturbed"]
+    for name, rounds_of in results.items():
+        result = fio.median_result(rounds_of)
+        pairs = list(zip(rounds_of, calm, strict=True))
+        p99 = median(mine.p99_us / other.p99_us for mine, other in pairs)
+        p999 = median(mine.p999_us / other.p999_us for mine, other in pairs)
+        table.add(
+            name,
+            f"{result.p50_us:.0f}",
+            f"{result.p99_us:.0f}",
+            f"{result.p999_us:.0f}",
+            f"{result.longest_us:,.0f}",
+            f"{p99:.2f}",
+            f"{p999:.2f}",
+        )
+        verdict = "reached" if max(p99, p999) <= TARGET else "MISSED"
+        table.notes.append(f"{name}: at most {TARGET:g} of undisturbed {verdict}")
+    table.notes.append(f"daemons that were started anew meanwhile: {restarts}")
+    publish([table], markdown)
+
+
+if __name__ == "__main__":
+    main()

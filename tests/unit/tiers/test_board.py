@@ -1,0 +1,187 @@
+import itertools
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from cachefs.tiers import board as board_module
+from cachefs.tiers.board import ACCESS_DTYPE, GENERATION_BITS, Board, NoBoard
+from cachefs.units import GIB, KIB, TIB
+from mount_helper import _lane
+from mount_helper.board import create
+
+CHUNK = 64 * KIB
+
+
+@pytest.fixture
+def fd() -> Iterator[int]:
+    fd = create()
+    yield fd
+    os.close(fd)
+
+
+def no_offer(number: int, fd: int) -> None:
+    raise AssertionError(f"nothing to offer: {number}, {fd}")
+
+
+def new_board(fd: int) -> Board:
+    return Board(fd, no_offer, serves_hits=True)
+
+
+def windows(fd: int) -> list[tuple[int, int]]:
+    return sorted((at, size) for _, _, _, _, at, size in _lane.Board(fd).images())
+
+
+def test_the_dtype_of_accesses_has_the_fields_that_a_policy_wants() -> None:
+    assert {"at_ns", "inode", "offset", "length", "pid", "by_lane"} <= set(ACCESS_DTYPE.names or ())
+    assert ACCESS_DTYPE["offset"] == np.uint64
+
+
+def test_an_image_is_placed_once(fd: int) -> None:
+    board = new_board(fd)
+    board.place(7, GIB, CHUNK)
+    board.place(7, GIB, CHUNK)
+    [(_, inode, size_bytes, shift, _, table_bytes)] = _lane.Board(fd).images()
+    assert (inode, size_bytes, 1 << shift) == (7, GIB, CHUNK)
+    assert table_bytes >= GIB // CHUNK * _lane.BOARD_LAYOUT["chunk_entry_bytes"]
+
+
+def test_tables_do_not_overlap_and_gaps_are_used_again(fd: int) -> None:
+    board = new_board(fd)
+    for inode in range(1, 40):
+        board.place(inode, inode * GIB, CHUNK)
+    for inode in (3, 9, 20):
+        board.forget(inode)
+        board.forget(inode)
+    for inode in range(100, 110):
+        board.place(inode, GIB, CHUNK)
+    found = windows(fd)
+    assert len(found) == 46
+    for (at, size), (next_at, _) in itertools.pairwise(found):
+        assert at + size <= next_at
+    assert found[-1][0] + found[-1][1] < 40 * 20 * GIB // CHUNK * 24  # the gaps were filled
+
+
+def test_images_beyond_all_bounds_have_no_place(fd: int) -> None:
+    board = new_board(fd)
+    board.place(7, 1024 * TIB, 4 * KIB)
+    assert windows(fd) == []
+
+
+def test_when_a_bucket_is_full_the_oldest_of_it_goes(fd: int) -> None:
+    board = new_board(fd)
+    lane = _lane.Board(fd)
+    first = lane.bucket(1)
+    same = [inode for inode in range(1, 100_000) if lane.bucket(inode) == first][:20]
+    for inode in same:
+        board.place(inode, GIB, CHUNK)
+    assert {row[1] for row in lane.images()} == set(same[-16:])
+
+
+def test_when_the_tables_have_no_room_the_oldest_go(fd: int) -> None:
+    board = new_board(fd)
+    half = _lane.BOARD_LAYOUT["tables_bytes"] // 24 * 4 * KIB // 2
+    for inode in range(1, 6):
+        board.place(inode, half, 4 * KIB)
+    assert {row[1] for row in _lane.Board(fd).images()} == {4, 5}
+
+
+def codes(fd: int) -> dict[int, int]:
+    """By inode, the code that the lane would name it by."""
+    lane = _lane.Board(fd)
+    mask = (1 << GENERATION_BITS) - 1
+    return {
+        inode: number << GENERATION_BITS | lane.generation(number) & mask
+        for number, inode, *_ in lane.images()
+    }
+
+
+def test_reads_name_images_by_their_codes(fd: int) -> None:
+    board = new_board(fd)
+    for inode in range(1, 50):
+        board.place(inode, GIB, CHUNK)
+    for inode, code in codes(fd).items():
+        assert board.inode_of(code) == inode
+    assert board.inode_of(1 << 20) is None
+
+
+def test_a_code_is_known_after_its_image_has_lost_its_place(
+    fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = new_board(fd)
+    board.place(7, GIB, CHUNK)
+    code = codes(fd)[7]
+    board.forget(7)
+    assert board.inode_of(code) == 7
+    lane = _lane.Board(fd)
+    other = next(inode for inode in range(8, 10**6) if lane.bucket(inode) == lane.bucket(7))
+    board.place(other, GIB, CHUNK)
+    assert board.inode_of(code) == 7
+    assert board.inode_of(codes(fd)[other]) == other
+    monkeypatch.setattr(board_module, "_MOST_CODES", 2)
+    board.place(9, GIB, CHUNK)
+    assert board.inode_of(code) is None  # bounded: the oldest is forgotten
+
+
+def test_the_next_daemon_takes_over(fd: int) -> None:
+    first = new_board(fd)
+    for inode in range(1, 50):
+        first.place(inode, inode * GIB, CHUNK)
+    before = windows(fd)
+    second = new_board(fd)
+    for inode, code in codes(fd).items():
+        assert second.inode_of(code) == inode
+    for inode in range(1, 50):
+        second.place(inode, inode * GIB, CHUNK)
+    assert windows(fd) == before
+    second.place(1000, GIB, CHUNK)
+    assert len(windows(fd)) == 50
+
+
+def test_segments_are_offered_and_a_file_that_the_lane_does_not_know_makes_its_class_empty(
+    fd: int,
+) -> None:
+    offered: list[int] = []
+    board = Board(fd, lambda number, _: offered.append(number), serves_hits=True)
+    file = os.memfd_create("segment")
+    board.own_segment(4, file)
+    assert offered == [4]
+    os.close(file)
+
+
+def test_without_hits_nothing_is_offered_nor_published(fd: int) -> None:
+    board = Board(fd, no_offer, serves_hits=False)
+    board.own_segment(4, fd)
+    board.place(7, GIB, CHUNK)
+    board.publish(7, 0, bytes(32), 4 << 28)
+    board.publish_zero(7, 1)
+    [row] = _lane.Board(fd).images()
+    assert row[5] == 0
+    assert board.inode_of(codes(fd)[7]) == 7  # it can be named all the same
+
+
+def test_published_entries_are_counted_and_pages_given_up(
+    fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board_module, "_FORGET_PAGES_AFTER", 3)
+    board = new_board(fd)
+    board.place(7, GIB, CHUNK)
+    for index in range(10):
+        board.publish_zero(7, index)
+    assert board._written == 1
+
+
+def test_an_empty_ring(fd: int) -> None:
+    accesses, slots = new_board(fd).drain()
+    assert accesses.dtype == ACCESS_DTYPE
+    assert (len(accesses), len(slots)) == (0, 0)
+
+
+def test_no_board_takes_everything() -> None:
+    board = NoBoard()
+    board.own_segment(4, 0)
+    board.empty(1)
+    board.empty_class(1, b"")
+    board.publish(1, 1, b"", 1)
+    board.publish_zero(1, 1)
