@@ -253,10 +253,22 @@ def _for_people(status: dict[str, Any]) -> str:
         "chunks": f"{metrics['l1_hit_chunks']} from L1 ({share:.1f}%), "
         f"{metrics['miss_chunks']} missed, {metrics['zero_chunks']} zero",
         "fetched": f"{fetched} in {metrics['l3_requests']} requests, {compressed} compressed",
-        "corrupt": f"{metrics['l1_corrupt']} in L1, {metrics['l3_corrupt']} in the store",
+        "corrupt": f"{metrics['l1_corrupt']} in L1, {metrics['l2_corrupt']} in L2, "
+        f"{metrics['l3_corrupt']} in the store",
     }
+    if daemon["l2"]:
+        rows["L2"] = _l2_for_people(daemon["l2"], metrics)
     lines += [f"  {name:<10}{text}" for name, text in rows.items()]
     return "\n".join(lines)
+
+
+def _l2_for_people(l2: dict[str, Any], metrics: dict[str, int]) -> str:
+    state = "left alone, it does not answer" if l2["bypassed_by"] else "in use"
+    trouble = "".join(f"; {l2[name]}" for name in ("error", "advice") if l2[name])
+    return (
+        f"{l2['url']}, {state}: {metrics['l2_chunks']} chunks from it, {metrics['l2_misses']} "
+        f"missed, {metrics['l2_backfilled']} written{trouble}"
+    )
 
 
 COMMANDS = (mount_command, umount_command, status_command, scrub_command)

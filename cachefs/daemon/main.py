@@ -31,6 +31,7 @@ from cachefs.index.folder import CacheFolder, cached_identity, open_folder
 from cachefs.index.manifest_table import ManifestTable
 from cachefs.index.names import Names
 from cachefs.metrics import Metrics
+from cachefs.policy.admit import ScanFilter
 from cachefs.reader import Reader
 from cachefs.store.store import open_store
 from cachefs.tiers.pool import FetcherPool
@@ -66,6 +67,7 @@ class Daemon:
             folder.lock_fd,
             fetch.job_timeout_s,
             self.metrics,
+            config.l2,
         )
         spare = start.run_dir / "manifests"
         spare.mkdir(exist_ok=True)
@@ -76,7 +78,8 @@ class Daemon:
 
     def operations(self, nursery: trio.Nursery) -> Operations:
         """Return the FUSE operations over all parts; their background work runs in `nursery`."""
-        stack = Stack(self.cache.l1, self.pool, nursery, self.metrics)
+        scans = ScanFilter(self.config.l2.scan_bytes if self.config.l2.url else 0)
+        stack = Stack(self.cache.l1, self.pool, nursery, self.metrics, scans)
         reader = Reader(
             self.cache.l1,
             stack,

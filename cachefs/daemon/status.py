@@ -43,6 +43,7 @@ def describe(
             "resident_chunks": l1.resident_chunks,
             "suspect": l1.epoch.suspect_before > 0,
         },
+        "l2": pool.l2.describe(),
         "fetchers": {"pids": sorted(pool.pids), "queued_jobs": pool.queued},
         "metrics": metrics.to_dict(),
         "max_rss_bytes": usage.ru_maxrss * 1024,

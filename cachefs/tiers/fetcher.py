@@ -15,6 +15,7 @@ import pickle
 import signal
 import socket
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,10 +39,12 @@ from cachefs.tiers.jobs import (
     Answer,
     ChunkJob,
     ChunksDone,
+    DemoteJob,
     Done,
     Failed,
     Fetched,
     Job,
+    L2Report,
     Listing,
     ListJob,
     Outcome,
@@ -49,6 +52,7 @@ from cachefs.tiers.jobs import (
     Wanted,
     encode,
 )
+from cachefs.tiers.l2.l2 import L2
 from cachefs.tiers.ranges import plan_ranges
 
 logger = logging.getLogger(__name__)
@@ -58,8 +62,9 @@ _PR_SET_PDEATHSIG = 1
 class Fetcher:
     """Does jobs against one store."""
 
-    def __init__(self, store_url: str, store_identity: str) -> None:
+    def __init__(self, store_url: str, store_identity: str, l2: L2 | None = None) -> None:
         self._url = store_url
+        self._l2 = l2
         self._identity = store_identity
         self._store: Store | None = None
         self._segments: OrderedDict[str, int] = OrderedDict()
@@ -68,7 +73,13 @@ class Fetcher:
         """Return the answer to a job; a failure is an answer as well."""
         try:
             if isinstance(job, ChunkJob):
+                if self._l2 is not None:
+                    return self._l2.fetch(job, self._land, self._fetch)
                 return self._fetch(job)
+            if isinstance(job, DemoteJob):
+                if self._l2 is not None:
+                    self._l2.demote(job.leaving)
+                return Done(job.number, None)
             if isinstance(job, TableJob):
                 self._write_table(self._open().manifest(job.manifest_id), job.paths)
                 return Done(job.number, None)
@@ -105,7 +116,10 @@ class Fetcher:
             for member in planned.members:
                 wanted = job.wanted[member]
                 at = wanted.offset - planned.offset
-                fetched[member] = self._land(wanted, data[at : at + wanted.frame_bytes])
+                frame = data[at : at + wanted.frame_bytes]
+                fetched[member] = self._land(wanted, frame)
+                if self._l2 is not None:
+                    self._l2.offer(wanted, frame)
         return ChunksDone(job.number, tuple(fetched), len(ranges), frame_bytes)
 
     def _fetch_alone(self, wanted: Wanted) -> Fetched:
@@ -113,6 +127,8 @@ class Fetcher:
             data = self._open().frames(wanted.pack, wanted.offset, wanted.frame_bytes)
         except CachefsError as error:
             return _failure(error)
+        if self._l2 is not None:
+            self._l2.offer(wanted, memoryview(data))
         return self._land(wanted, memoryview(data))
 
     def _land(self, wanted: Wanted, frame: memoryview) -> Fetched:
@@ -209,16 +225,47 @@ def die_with_parent(parent_pid: int) -> None:
         sys.exit(1)
 
 
+class _Line:
+    """The way back to the daemon, for the fetcher and the threads of its L2."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def send(self, message: Answer | L2Report) -> None:
+        with self._lock:
+            self._connection.sendall(encode(message))
+
+
+def _open_l2(settings: str, line: _Line) -> L2 | None:
+    """Return a started L2. One that cannot be made is done without: a mount works without it."""
+    from cachefs.config import L2Section  # noqa: PLC0415 - pydantic, only where there is an L2
+    from cachefs.tiers.l2.build import open_l2  # noqa: PLC0415 - and the server's library
+
+    try:
+        l2 = open_l2(L2Section.model_validate_json(settings))
+    except (CachefsError, OSError) as error:
+        logger.warning("working without L2: %s", error)
+        return None
+    l2.send = line.send
+    l2.start()
+    return l2
+
+
 def main() -> None:
-    """Run a fetcher: `fetcher SOCKET_FD PARENT_PID STORE_URL STORE_IDENTITY`."""
-    fd, parent_pid, url, identity = sys.argv[1:5]
+    """Run a fetcher: `fetcher SOCKET_FD PARENT_PID STORE_URL STORE_IDENTITY [L2_SETTINGS]`."""
+    fd, parent_pid, url, identity, *l2_settings = sys.argv[1:]
     die_with_parent(int(parent_pid))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is the supervisor's
     logging.basicConfig(level=logging.WARNING, format="fetcher: %(message)s")
-    fetcher = Fetcher(url, identity)
     with socket.socket(fileno=int(fd)) as connection:
+        line = _Line(connection)
+        l2 = _open_l2(l2_settings[0], line) if l2_settings else None
+        fetcher = Fetcher(url, identity, l2)
         while (job := _receive(connection)) is not None:
-            connection.sendall(encode(fetcher.answer(job)))
+            line.send(fetcher.answer(job))
+            if l2 is not None:
+                l2.after_answer()
 
 
 if __name__ == "__main__":
