@@ -34,6 +34,7 @@ from cachefs.metrics import Metrics
 from cachefs.policy.admit import ScanFilter
 from cachefs.reader import Reader
 from cachefs.store.store import open_store
+from cachefs.tiers.demotion import Demotion
 from cachefs.tiers.pool import FetcherPool
 from cachefs.tiers.scrub import Scrub
 from cachefs.tiers.stack import Stack
@@ -69,6 +70,8 @@ class Daemon:
             self.metrics,
             config.l2,
         )
+        if config.l2.url and config.l2.demote:
+            Demotion(cache.l1, self.pool, self.metrics)
         spare = start.run_dir / "manifests"
         spare.mkdir(exist_ok=True)
         self.tables = Tables((folder.manifests_path, spare), self.pool)

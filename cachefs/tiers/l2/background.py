@@ -16,9 +16,8 @@ from cachefs.codec.frame import decode_frame
 from cachefs.errors import TierError
 from cachefs.model.chunk import chunk_id
 from cachefs.tiers.jobs import Leaving
-from cachefs.tiers.l2.breaker import Breaker, BypassedError
+from cachefs.tiers.l2.breaker import BypassedError, Guarded, State
 from cachefs.tiers.l2.counts import READING, WRITING, Counts
-from cachefs.tiers.l2.seam import FrameTier
 from cachefs.units import MIB
 
 logger = logging.getLogger(__name__)
@@ -41,8 +40,8 @@ class Background:
 
     Args:
         reading: The tier that reads ask; it is probed.
-        writing: The tier that frames are written to, on connections of its own.
-        breaker: Of `reading`.
+        writing: The tier that frames are written to, on connections of its own; its breaker needs
+            no probe, the next frame is it.
         queue_bytes: The bound.
         probe_wait_s: A probe that takes longer has failed.
         encode: Makes L2's frame of plain bytes.
@@ -54,9 +53,8 @@ class Background:
 
     def __init__(
         self,
-        reading: FrameTier,
-        writing: FrameTier,
-        breaker: Breaker,
+        reading: Guarded,
+        writing: Guarded,
         queue_bytes: int,
         probe_wait_s: float,
         encode: Encode,
@@ -64,9 +62,8 @@ class Background:
         counts: Counts,
         report: Callable[[], None],
     ) -> None:
-        self._reading = reading
-        self._writing = writing
-        self._breaker = breaker
+        self._reading, self._breaker = reading
+        self._writing, self._writing_breaker = writing
         self._limit_bytes = queue_bytes
         self._probe_wait_s = probe_wait_s
         self._encode = encode
@@ -134,9 +131,13 @@ class Background:
             self._report()
 
     def _probe(self) -> None:
+        was_away = self._breaker.state is not State.CLOSED
         try:
             self._reading.probe(self._probe_wait_s)
             self._counts.went_well(READING)
+            if was_away:
+                self._writing_breaker.forgive()
+                self._counts.went_well(WRITING)
             if not self._is_advised:
                 self._counts.advice = self._reading.advice()
                 self._is_advised = True

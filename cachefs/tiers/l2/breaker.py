@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from enum import Enum
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from cachefs.errors import TierError
 from cachefs.tiers.l2.seam import FrameTier
@@ -78,13 +78,23 @@ class Breaker:
                 return True
             return False
 
+    def forgive(self) -> None:
+        """Something else says that it is well again: a probe is due at once."""
+        with self._lock:
+            self._due_s = self._clock()
+
     def succeeded(self) -> None:
-        """A call went well."""
+        """A call went well.
+
+        One that was the probe closes the breaker on trial: the next failure opens it at once, and
+        for longer. A server that answers a probe and nothing else is seldom asked.
+        """
         with self._lock:
             changed = self._state is not State.CLOSED
+            self._failures = self._limit - 1 if changed else 0
+            if not changed:
+                self._pause_s = self._first_pause_s
             self._state = State.CLOSED
-            self._failures = 0
-            self._pause_s = self._first_pause_s
         if changed:
             self.on_change()
 
@@ -100,6 +110,13 @@ class Breaker:
             changed = was is State.CLOSED and self._state is State.OPEN
         if changed:
             self.on_change()
+
+
+class Guarded(NamedTuple):
+    """A tier and the breaker that it is behind."""
+
+    tier: FrameTier
+    breaker: Breaker
 
 
 class CircuitBreaker(Wrapper):

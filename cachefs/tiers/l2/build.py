@@ -11,7 +11,7 @@ from cachefs.errors import UsageError
 from cachefs.model.address import L2Address, parse_l2_address
 from cachefs.tiers.l2.background import Background
 from cachefs.tiers.l2.bounded import Bounded, Hedged
-from cachefs.tiers.l2.breaker import Breaker, CircuitBreaker
+from cachefs.tiers.l2.breaker import Breaker, CircuitBreaker, Guarded
 from cachefs.tiers.l2.counts import Counts
 from cachefs.tiers.l2.credentials import Credentials
 from cachefs.tiers.l2.l2 import L2
@@ -39,17 +39,16 @@ def open_l2(settings: L2Section) -> L2:
     writer = open_tier(address, settings, _WRITE_ANSWER_WAIT_S)
     workers = Workers(settings.requests)
     hedged = Hedged(server, workers) if settings.hedge else None
-    breaker = _breaker(settings)
+    breaker, writing_breaker = _breaker(settings), _breaker(settings)
     reading = CircuitBreaker(
         Retrying(hedged or Bounded(server, workers), settings.retries), breaker, calls_probe=False
     )
-    writing = CircuitBreaker(writer, _breaker(settings), calls_probe=True)
+    writing = CircuitBreaker(writer, writing_breaker, calls_probe=True)
 
     def background(counts: Counts, report: Callable[[], None]) -> Background:
         return Background(
-            reading,
-            writing,
-            breaker,
+            Guarded(reading, breaker),
+            Guarded(writing, writing_breaker),
             settings.backfill_queue_bytes,
             settings.timeout_s,
             partial(encode_frame, level=1),
