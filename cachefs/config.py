@@ -134,6 +134,8 @@ class L2Section(_Section):
     """Whether a chunk that leaves L1 is brought to L2 if it is not there."""
     codec: str = Field(default="", pattern=r"^([a-z0-9_-]+(:-?\d{1,2})?)?$")
     """How frames in L2 are compressed, as in `zstd:1` or `lz4`; empty: as they are in the store."""
+    min_ratio: float = Field(default=1.0, ge=1, le=100)
+    """A chunk that `codec` shrinks by less than this is stored plain there."""
 
 
 class MountSection(_Section):

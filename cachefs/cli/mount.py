@@ -116,7 +116,11 @@ def _configuration(
         raise UsageError(
             "which store? Give --store URL, set CACHEFS_STORE, or write it into the configuration"
         )
+    from cachefs.codec.compression import parse_compression  # noqa: PLC0415 - zstd, when needed
     from cachefs.store.store import open_store  # noqa: PLC0415 - numpy and zstd only when needed
+
+    if config.l2.codec:
+        parse_compression(config.l2.codec)
 
     opened = open_store(config.store.url)
     folder = Path(config.l1.dir or _default_cache_dir() / opened.identity).absolute()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
-from cachefs.codec.frame import encode_frame
+from cachefs.codec.compression import parse_compression
 from cachefs.config import L2Section
 from cachefs.errors import UsageError
 from cachefs.model.address import L2Address, parse_l2_address
@@ -26,17 +25,22 @@ SENTINEL_PASSWORD_VARIABLE = "CACHEFS_L2_SENTINEL_PASSWORD"
 _WRITE_ANSWER_WAIT_S = 1.0
 """Nobody waits for a write."""
 
+_DEMOTED = "zstd:1"
+"""For frames that are made here, when no codec is configured: the fastest of zstd."""
+
 
 def open_l2(settings: L2Section) -> L2:
     """Return an L2 that is not started yet; nothing is connected.
 
     Raises:
-        UsageError: the library of the server is not installed.
+        UsageError: the library of the server is not installed, or the codec does not exist.
+        FormatError: the library of the codec is not installed.
         OSError: a certificate cannot be read.
     """
     address = parse_l2_address(settings.url)
     server = open_tier(address, settings, settings.timeout_s)
     writer = open_tier(address, settings, _WRITE_ANSWER_WAIT_S)
+    compression = parse_compression(settings.codec or _DEMOTED, settings.min_ratio)
     workers = Workers(settings.requests)
     hedged = Hedged(server, workers) if settings.hedge else None
     breaker, writing_breaker = _breaker(settings), _breaker(settings)
@@ -51,8 +55,8 @@ def open_l2(settings: L2Section) -> L2:
             Guarded(writing, writing_breaker),
             settings.backfill_queue_bytes,
             settings.timeout_s,
-            partial(encode_frame, level=1),
-            False,
+            compression.encode,
+            bool(settings.codec),
             counts,
             report,
         )
