@@ -52,7 +52,7 @@ check: setup ## format, lint, types, layers, and more warnings for C
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(CC) -fsyntax-only $(C_WARNINGS) -isystem $$($(BIN)/python -c \
-	    'import sysconfig; print(sysconfig.get_path("include"))') mount_helper/lane.c
+	    'import sysconfig; print(sysconfig.get_path("include"))') mount_helper/*.c
 	$(CC) -fsyntax-only $(C_WARNINGS) $$(pkg-config --cflags fuse3) bench/servers/*.c
 
 # Open to all, because some tests run a process as nobody.

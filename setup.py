@@ -10,9 +10,9 @@ from setuptools import Extension, setup
 HERE = Path(__file__).parent
 LANE = Extension(
     "mount_helper._lane",
-    sources=["mount_helper/lane.c"],
+    sources=[str(path.relative_to(HERE)) for path in sorted(HERE.glob("mount_helper/*.c"))],
     depends=[str(path.relative_to(HERE)) for path in sorted(HERE.glob("mount_helper/*.h"))],
-    extra_compile_args=["-O2", "-std=c11", "-Wall", "-Wextra", "-Werror", "-pthread"],
+    extra_compile_args=["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-pthread"],
     extra_link_args=["-pthread"],
 )
 

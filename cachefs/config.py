@@ -148,6 +148,19 @@ class MountSection(_Section):
     max_read_bytes: Size = Field(default=MIB, ge=4 * KIB, le=MIB)
 
 
+class LaneSection(_Section):
+    """The part that owns /dev/fuse and answers reads of what is in L1 itself."""
+
+    hits: bool = True
+    """Whether it does; off, every read comes to the daemon, and all works the same, slower."""
+    threads: int = Field(default=0, ge=0, le=16)
+    """Threads that wait for requests at the same time; 0: as many as is best here."""
+    disk_patience_s: float = Field(default=1.0, ge=0.01, le=60)
+    """How long a hit waits for the cache's disk before the chunk is fetched again as well."""
+    heartbeat_timeout_s: float = Field(default=10.0, ge=0, le=3600)
+    """A daemon that gives no sign of life for so long is replaced; 0: never."""
+
+
 class MetricsSection(_Section):
     """Prometheus metrics over HTTP."""
 
@@ -163,6 +176,7 @@ class Config(_Section):
     l2: L2Section = L2Section()
     fetch: FetchSection = FetchSection()
     mount: MountSection = MountSection()
+    lane: LaneSection = LaneSection()
     metrics: MetricsSection = MetricsSection()
 
 
@@ -182,6 +196,10 @@ MOUNT_OPTIONS: dict[str, tuple[str, str]] = {
     "allow_other": ("mount", "allow_other"),
     "read_ahead": ("mount", "read_ahead_bytes"),
     "max_read": ("mount", "max_read_bytes"),
+    "lane_hits": ("lane", "hits"),
+    "lane_threads": ("lane", "threads"),
+    "disk_patience": ("lane", "disk_patience_s"),
+    "heartbeat_timeout": ("lane", "heartbeat_timeout_s"),
     "metrics": ("metrics", "listen"),
 }
 """What `-o name=value` sets; `-o name` and `-o noname` set a switch."""

@@ -6,8 +6,9 @@ Event loop only, but `collect`, which only reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -61,11 +62,30 @@ class Metrics:
     fetcher_deaths: int = _counter("Fetchers that ended unasked, or were ended because they hung")
     refreshes: int = _counter("Times that the list of images was read")
     refresh_errors: int = _counter("Times that it could not be read")
+    lane_hits: int = _counter("Reads that the lane answered from L1")
+    lane_hit_bytes: int = _counter("Bytes of those reads")
+    lane_hit_chunks: int = _counter("Chunks of those reads")
+    lane_zero_chunks: int = _counter("Chunks of those reads that are all zeros")
+    lane_disk_reads: int = _counter("Reads of the lane that waited for the cache's disk")
+    lane_passed_reads: int = _counter("Reads that the lane passed on to the daemon")
+    lane_unknown_image: int = _counter("Of these: the image has no table on the board")
+    lane_unknown_chunk: int = _counter("Of these: nothing is known of a chunk, or it is not in L1")
+    lane_moved: int = _counter("Of these: a chunk is not (any more) where the hint says")
+    lane_changed: int = _counter("Of these: a slot was emptied while it was read")
+    lane_unreadable: int = _counter("Of these: a segment file could not be read")
+    lane_disk_busy: int = _counter("Of these: too many reads waited for the disk")
+    lane_accesses_dropped: int = _counter("Accesses that the policy missed: the ring was full")
     waiting_reads: int = _gauge("Reads that wait for chunks now")
     flights: int = _gauge("Chunks that are being fetched now")
     l2_queued_bytes: int = _gauge("Frames that wait to be written to L2 now")
     l2_open_breakers: int = _gauge("Fetchers that leave L2 alone now")
     pinned_slots: int = _gauge("Slots that reads hold now")
+
+    def take_lane(self, counts: Mapping[str, Any]) -> None:
+        """Take over what the lane has counted since the mount."""
+        for name, count in counts.items():
+            if isinstance(count, int):
+                setattr(self, f"lane_{name}", count)
 
     def to_dict(self) -> dict[str, int]:
         """Return all figures by name."""

@@ -25,6 +25,7 @@ from cachefs.index.manifest_table import ManifestTable
 from cachefs.index.residency import Placement
 from cachefs.metrics import Metrics
 from cachefs.model.chunk import ChunkRef, chunk_id
+from cachefs.tiers.board import NO_INODE
 from cachefs.tiers.flight import Flight
 from cachefs.tiers.l1 import L1
 from cachefs.tiers.stack import Stack
@@ -79,10 +80,13 @@ class Reader:
         self._hints_as_of = l1.drops
         self._disk = trio.CapacityLimiter(_DISK_THREADS)
 
-    def read_hit(self, table: ManifestTable, offset: int, size_bytes: int) -> memoryview | None:
+    def read_hit(
+        self, table: ManifestTable, offset: int, size_bytes: int, inode: int = NO_INODE
+    ) -> memoryview | None:
         """Return the bytes of an image if L1 and the page cache have them now, None if not.
 
-        The result is valid until the next call. Never raises: what is wrong, `read` will say.
+        With `inode` the board is told where its chunks are. The result is valid until the next
+        call. Never raises: what is wrong, `read` will say.
         """
         if self._verify_reads:
             return None
@@ -91,7 +95,7 @@ class Reader:
             buffer = self._buffer(size_bytes)
             zeros = 0 if self._fill_by_hint(table, offset, buffer) else None
             if zeros is None:
-                zeros = self._fill(table, offset, buffer)
+                zeros = self._fill(table, offset, buffer, inode)
         except (CachefsError, OSError, lmdb.Error):
             return None
         if zeros is None:
@@ -103,10 +107,13 @@ class Reader:
         metrics.l1_hit_chunks += _chunks(offset, size_bytes, table.chunk_bytes) - zeros
         return buffer
 
-    async def read(self, table: ManifestTable, offset: int, size_bytes: int) -> bytes | memoryview:
+    async def read(
+        self, table: ManifestTable, offset: int, size_bytes: int, inode: int = NO_INODE
+    ) -> bytes | memoryview:
         """Return the bytes of an image from `offset`: `size_bytes`, or fewer at its end.
 
-        The result is valid until something else runs on this thread.
+        With `inode` the board is told where its chunks are. The result is valid until something
+        else runs on this thread.
 
         Raises:
             DeadlineError: the chunks did not come in time.
@@ -117,7 +124,7 @@ class Reader:
         self._metrics.read_bytes += size_bytes
         self._metrics.waiting_reads += 1
         try:
-            return await self._read_long(table, offset, size_bytes)
+            return await self._read_long(table, offset, size_bytes, inode)
         except CachefsError as error:
             self._metrics.read_errors += 1
             self._metrics.read_deadlines += isinstance(error, DeadlineError)
@@ -146,12 +153,15 @@ class Reader:
             self._hints_as_of = self._l1.drops
         self._hints[table.serial, index] = place
 
-    def _fill(self, table: ManifestTable, offset: int, buffer: memoryview) -> int | None:
+    def _fill(
+        self, table: ManifestTable, offset: int, buffer: memoryview, inode: int
+    ) -> int | None:
         """Fill a buffer; None at the first chunk that is no hit, else how many are zero.
 
         Chunks that lie side by side in L1, as a sequential fetch leaves them, are one preadv.
         """
         chunk_bytes, locate, size_bytes = table.chunk_bytes, self._l1.locate_hit, len(buffer)
+        board = self._l1.board if inode else None
         index, start = divmod(offset, chunk_bytes)
         at = run_at = zeros = 0
         run_fd = run_position = -1
@@ -165,9 +175,13 @@ class Reader:
                 fd, position = place[0], place[1] + start
                 if size_bytes <= chunk_bytes:
                     self._keep_hint(table, index, place)
+                if board:
+                    board.publish(inode, index, found, place[2])
             else:
                 fd, position = -1, 0
                 zeros += 1
+                if board:
+                    board.publish_zero(inode, index)
             if fd != run_fd or position != run_position + at - run_at:
                 if not _fill_run(run_fd, run_position, buffer[run_at:at]):
                     return None
@@ -178,7 +192,7 @@ class Reader:
         return zeros if _fill_run(run_fd, run_position, buffer[run_at:at]) else None
 
     async def _read_long(
-        self, table: ManifestTable, offset: int, size_bytes: int
+        self, table: ManifestTable, offset: int, size_bytes: int, inode: int
     ) -> bytes | memoryview:
         """Read with waits. All misses are fetched at once, and are hits when they have landed."""
         deadline_s = trio.current_time() + self._deadline_s
@@ -186,21 +200,34 @@ class Reader:
         refs = [table.chunk(piece.index) for piece in pieces]
         missing = [ref for ref in refs if not ref.is_zero and self._l1.find(ref.id) is None]
         if not missing:
-            return await self._read_pieces(refs, pieces, {}, table.chunk_bytes, deadline_s)
+            data = await self._read_pieces(refs, pieces, {}, table.chunk_bytes, deadline_s)
+            self._publish(refs, pieces, inode)
+            return data
         self._metrics.miss_chunks += len(missing)
         with self._stack.flights(missing, table.chunk_bytes, deadline_s) as flights:
             await self._stack.wait(flights, deadline_s)
             buffer = self._buffer(size_bytes)
-            if not self._verify_reads and self._fill_landed(table, offset, buffer):
+            if not self._verify_reads and self._fill_landed(table, offset, buffer, inode):
                 return buffer
             landed = {flight.ref.id: flight for flight in flights}
-            return await self._read_pieces(refs, pieces, landed, table.chunk_bytes, deadline_s)
+            data = await self._read_pieces(refs, pieces, landed, table.chunk_bytes, deadline_s)
+            self._publish(refs, pieces, inode)
+            return data
 
-    def _fill_landed(self, table: ManifestTable, offset: int, buffer: memoryview) -> bool:
+    def _fill_landed(
+        self, table: ManifestTable, offset: int, buffer: memoryview, inode: int
+    ) -> bool:
         try:
-            return self._fill(table, offset, buffer) is not None
+            return self._fill(table, offset, buffer, inode) is not None
         except OSError:  # the piecewise way says what it is
             return False
+
+    def _publish(self, refs: list[ChunkRef], pieces: list[_Piece], inode: int) -> None:
+        """Tell the board where chunks are that were just read; not of those still suspect."""
+        for ref, piece in zip(refs, pieces, strict=True) if inode else ():
+            placement = None if ref.is_zero else self._l1.find(ref.id)
+            if placement is not None and not self._l1.is_suspect(placement):
+                self._l1.board.publish(inode, piece.index, ref.id, placement.slot)
 
     async def _read_pieces(
         self,

@@ -3,6 +3,7 @@
 It does not know the lane nor the mount; it tells its owner of a daemon that is ready, or has ended.
 """
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,12 +57,16 @@ class DaemonKeeper:
         loop: EventLoop,
         settings: Settings,
         folder: Path,
+        board_fd: int,
+        on_segment: Callable[[int, int], None],
         on_ready: Callable[[DaemonProcess], None],
         on_end: Callable[[DaemonEnd, bool], None],
     ) -> None:
         self._loop = loop
         self._settings = settings
         self._folder = folder
+        self._board_fd = board_fd
+        self._on_segment = on_segment
         self._on_ready = on_ready
         self._on_end = on_end
         self._backoff = Backoff()
@@ -72,7 +77,9 @@ class DaemonKeeper:
 
     def start(self, *, is_restart: bool = False) -> None:
         """Start a daemon; `on_ready` or `on_end` follows."""
-        daemon = DaemonProcess(self._settings.daemon_argv, self._folder, is_restart=is_restart)
+        daemon = DaemonProcess(
+            self._settings.daemon_argv, self._folder, self._board_fd, is_restart=is_restart
+        )
         self.daemon = daemon
         self._loop.watch(daemon.control.fileno(), self._on_message)
         self._loop.watch(daemon.pidfd, self._on_exit)
@@ -116,6 +123,12 @@ class DaemonKeeper:
         if daemon and daemon.state == "running":
             self._loop.set_timer(LOST_SOCKET, LOST_SOCKET_GRACE_S, kill_unless_attached)
 
+    def kill_hung(self, silent_s: float) -> None:
+        """The daemon runs, but its event loop does not: end it, and another is started."""
+        if self.daemon and self.daemon.state == "running":
+            self.daemon.message = f"it hung: it gave no sign of life for {silent_s:g} s"
+            self.daemon.kill()
+
     def _restart(self) -> None:
         self.restarts += 1
         self.start(is_restart=True)
@@ -133,11 +146,13 @@ class DaemonKeeper:
         message = daemon.receive()
         if message is None:
             self._loop.unwatch(daemon.control.fileno())
-        elif message.get("event") == "failed":
+            return
+        self._take_segment(message)
+        if message.get("event") == "failed":
             _note_failure(daemon, message)
         elif message.get("event") == "ready" and daemon.state == "starting":
             daemon.state = "running"
-            daemon.uses_arena = message.get("arena") is True
+            daemon.is_direct = message.get("direct") is True
             daemon.ready_at = time.monotonic()
             self._loop.cancel_timer(DEADLINE)
             self._on_ready(daemon)
@@ -147,6 +162,7 @@ class DaemonKeeper:
         if not daemon:
             return
         while message := daemon.receive():  # what it said just before
+            self._take_segment(message)
             if message.get("event") == "failed":
                 _note_failure(daemon, message)
         code = self._forget(daemon)
@@ -158,6 +174,15 @@ class DaemonKeeper:
             at=time.time(),
         )
         self._on_end(self.last_end, daemon.state == "stopping")
+
+    def _take_segment(self, message: dict[str, object]) -> None:
+        fd, number = message.pop("fd", -1), message.get("class")
+        if isinstance(fd, int) and fd >= 0:
+            try:
+                if message.get("event") == "segment" and isinstance(number, int):
+                    self._on_segment(number, fd)
+            finally:
+                os.close(fd)
 
     def _forget(self, daemon: DaemonProcess) -> int:
         self._loop.unwatch(daemon.control.fileno())

@@ -1,9 +1,11 @@
 """One daemon process: its start, its two sockets, its messages and its end.
 
 Messages (JSON, one a SOCK_SEQPACKET message): the daemon says {"event": "ready"} when its store is
-open and its cache is locked, with "arena": true if it answers reads through the arena; or {"event":
-"failed", "message": ..., "exit_code": N}. The supervisor says {"command": "stop"}. The end of this
-socket tells the daemon that its supervisor is gone.
+open and its cache is locked, with "direct": true if it knows the lane's own form of READ;
+{"event": "segment", "class": N} with the fd of a segment file; or {"event": "failed", "message":
+..., "exit_code": N}. The supervisor says {"command": "devices"} with the open files of /dev/fuse,
+through which a direct daemon answers reads; and {"command": "stop"}. The end of this socket tells
+the daemon that its supervisor is gone.
 """
 
 import ctypes
@@ -15,8 +17,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NoReturn
-
-from mount_helper import arena
 
 PR_SET_PDEATHSIG, PR_CAPBSET_DROP, CAP_SYS_RESOURCE = 1, 24, 24
 SO_SNDBUFFORCE = 32
@@ -49,16 +49,16 @@ class DaemonProcess:
         pid: Of the process.
         pidfd: Readable when it has ended.
         control: The supervisor's end of the message socket.
-        arena_fd: Of the memory that it may share with the lane.
-        uses_arena: Whether it does.
+        is_direct: Whether it knows the lane's own form of READ.
         fuse_end: The lane's end of its FUSE socket, until the lane takes it.
         state: What it is doing.
         message: What it said about its failure.
     """
 
-    def __init__(self, argv: Sequence[str], run_folder: Path, *, is_restart: bool) -> None:
-        self.arena_fd = arena.create()
-        self.uses_arena = False
+    def __init__(
+        self, argv: Sequence[str], run_folder: Path, board_fd: int, *, is_restart: bool
+    ) -> None:
+        self.is_direct = False
         self.fuse_end, fuse_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control, control_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.setblocking(False)
@@ -75,8 +75,8 @@ class DaemonProcess:
             str(fuse_theirs.fileno()),
             "--supervisor-fd",
             str(control_theirs.fileno()),
-            "--arena-fd",
-            str(self.arena_fd),
+            "--board-fd",
+            str(board_fd),
             "--start",
             "restart" if is_restart else "fresh",
             "--run-dir",
@@ -88,7 +88,7 @@ class DaemonProcess:
             if self.pid == 0:
                 _become(
                     arguments,
-                    (fuse_theirs.fileno(), control_theirs.fileno(), self.arena_fd),
+                    (fuse_theirs.fileno(), control_theirs.fileno(), board_fd),
                     supervisor_pid,
                 )
         self.pidfd = os.pidfd_open(self.pid)
@@ -96,8 +96,15 @@ class DaemonProcess:
     def stop(self) -> None:
         """Ask it to end."""
         self.state = "stopping"
+        self._send(b'{"command": "stop"}', [])
+
+    def give_devices(self, fds: list[int]) -> None:
+        """Give it the open files of /dev/fuse."""
+        self._send(b'{"command": "devices"}', fds)
+
+    def _send(self, message: bytes, fds: list[int]) -> None:
         try:
-            self.control.send(b'{"command": "stop"}')
+            socket.send_fds(self.control, [message], fds)
         except OSError:
             pass  # it is ending already
 
@@ -109,9 +116,12 @@ class DaemonProcess:
             pass
 
     def receive(self) -> dict[str, object] | None:
-        """Return its next message; None at the end of the socket, {} when there is none now."""
+        """Return its next message; None at the end of the socket, {} when there is none now.
+
+        A file that came with it is the item "fd", and the caller's to close.
+        """
         try:
-            data = self.control.recv(LONGEST_MESSAGE_BYTES)
+            data, fds, _, _ = socket.recv_fds(self.control, LONGEST_MESSAGE_BYTES, 1)
         except BlockingIOError:
             return {}
         except OSError:
@@ -121,8 +131,11 @@ class DaemonProcess:
         try:
             message = json.loads(data)
         except ValueError:
-            return {}
-        return message if isinstance(message, dict) else {}
+            message = {}
+        if not isinstance(message, dict):
+            message = {}
+        message["fd"] = fds[0] if fds else -1
+        return message
 
     def reap(self) -> int:
         """Take leave of a process that has ended; return its exit code, -N for signal N."""
@@ -130,7 +143,6 @@ class DaemonProcess:
         os.close(self.pidfd)
         self.control.close()
         self.fuse_end.close()
-        os.close(self.arena_fd)
         return os.waitstatus_to_exitcode(status)
 
     def lived_s(self) -> float:
@@ -143,7 +155,9 @@ def _become(arguments: list[str], fds: tuple[int, ...], supervisor_pid: int) -> 
     try:
         # A session of its own: Ctrl-C in a terminal is the supervisor's, which stops it in order.
         os.setsid()
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        # It holds /dev/fuse open. Without a lane that would keep a mount alive that nobody serves:
+        # not even a daemon that is stopped may live on, so SIGKILL.
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         # libfuse splices requests through a pipe if it can make that larger than a request. From a
         # socket, the kernel allocates 257 pages for each. Without this capability libfuse reads.
         _libc.prctl(PR_CAPBSET_DROP, CAP_SYS_RESOURCE, 0, 0, 0)

@@ -7,10 +7,12 @@ from mount_helper.errors import MountError
 USAGE = (
     "python -m mount_helper.supervisor --mountpoint M --source URL [--foreground] "
     "[--option KEY[=VALUE]]... [--max-read N] [--read-ahead-kb N] [--start-timeout-s S] "
-    "[--request-deadline-s S] [--answer-deadline-s S] [--log-file F] -- DAEMON_ARGV..."
+    "[--request-deadline-s S] [--answer-deadline-s S] [--disk-patience-s S] [--threads N] "
+    "[--heartbeat-timeout-s S] [--log-file F] -- DAEMON_ARGV..."
 )
 USAGE_EXIT_CODE = 2
 LARGEST_READ_BYTES = 1 << 20
+MOST_THREADS = 16
 
 
 @dataclass
@@ -28,6 +30,9 @@ class Settings:
         request_deadline_s: How long a request waits for a daemon before EIO; 0: for ever.
         answer_deadline_s: How long one waits for its answer before it is sent again, and once
             more before EIO; 0: for ever.
+        disk_patience_s: How long a hit waits for the disk before the daemon gets it as well.
+        threads: Of the lane, that wait for requests at the same time; 0: as many as is best here.
+        heartbeat_timeout_s: How long a daemon may give no sign of life; 0: for ever.
         log_file: Of supervisor and daemon; empty: `log` in the run folder.
         daemon_argv: The command that starts the daemon.
     """
@@ -41,6 +46,9 @@ class Settings:
     start_timeout_s: float = 60.0
     request_deadline_s: float = 60.0
     answer_deadline_s: float = 60.0
+    disk_patience_s: float = 1.0
+    threads: int = 0
+    heartbeat_timeout_s: float = 0.0
     log_file: str = ""
     daemon_argv: list[str] = field(default_factory=list)
 
@@ -87,6 +95,9 @@ _KINDS: dict[str, type] = {
     "start_timeout_s": float,
     "request_deadline_s": float,
     "answer_deadline_s": float,
+    "disk_patience_s": float,
+    "threads": int,
+    "heartbeat_timeout_s": float,
     "log_file": str,
 }
 
@@ -111,6 +122,8 @@ def _set(settings: Settings, key: str, value: str) -> None:
         raise MountError(
             f"max_read is {value}; it can be 4096 to {LARGEST_READ_BYTES}", USAGE_EXIT_CODE
         )
+    if key == "threads" and not 0 <= converted <= MOST_THREADS:
+        raise MountError(f"--threads is {value}; it can be 0 to {MOST_THREADS}", USAGE_EXIT_CODE)
     if key != "max_read" and not isinstance(converted, str) and not 0 <= converted < 1e9:
         raise MountError(f"--{key.replace('_', '-')}: {value} is out of range", USAGE_EXIT_CODE)
     setattr(settings, key, converted)

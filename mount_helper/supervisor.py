@@ -26,7 +26,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from mount_helper import __version__, _lane, control, mounting, rundir
+from mount_helper import __version__, _lane, board, control, mounting, rundir
 from mount_helper.daemon_keeper import DaemonEnd, DaemonKeeper
 from mount_helper.daemon_process import DaemonProcess, socket_holds_large_messages
 from mount_helper.errors import MOUNT_FAILED_EXIT_CODE, MountError
@@ -36,8 +36,10 @@ from mount_helper.settings import LARGEST_READ_BYTES, Settings, parse
 
 UNMOUNT_RETRY_S = 1.0
 SMALL_READ_BYTES = 131072  # what a socket of the default size can carry with its header
+BEST_THREADS = 2
 MAX_BACKGROUND = 128  # asynchronous reads in flight; the kernel's 12 would starve a deep queue
-MOUNT_DEADLINE, UNMOUNT_RETRY = "mount deadline", "unmount retry"
+MOUNT_DEADLINE, UNMOUNT_RETRY, HEARTBEAT = "mount deadline", "unmount retry", "heartbeat"
+HEARTBEAT_LOOK_S = 0.5
 
 
 class Supervisor:
@@ -48,10 +50,19 @@ class Supervisor:
         self._folder = folder
         self._launcher = launcher
         self._loop = EventLoop()
+        self._board_fd = board.create()
         self._keeper = DaemonKeeper(
-            self._loop, settings, folder, self._on_daemon_ready, self._on_daemon_end
+            self._loop,
+            settings,
+            folder,
+            self._board_fd,
+            self._on_segment,
+            self._on_daemon_ready,
+            self._on_daemon_end,
         )
         self._lane: _lane.Lane | None = None
+        self._segments: dict[int, int] = {}
+        self._beats, self._silent_looks = 0, 0
         self._phase = "starting"
         self._is_probing = False
         self._stop_signals = 0
@@ -94,8 +105,32 @@ class Supervisor:
     def _on_daemon_ready(self, daemon: DaemonProcess) -> None:
         if not self._lane:
             self._lane = self._mount()
-        self._lane.attach(daemon.fuse_end.detach(), daemon.arena_fd if daemon.uses_arena else -1)
+        if daemon.is_direct:
+            daemon.give_devices(self._lane.device_fds)
+        self._lane.attach(daemon.fuse_end.detach(), daemon.is_direct)
+        self._silent_looks = 0
         self._enter(self._phase)
+
+    def _on_segment(self, number: int, fd: int) -> None:
+        """Let the lane read a class of slots from this file, now or as soon as there is a lane."""
+        if self._lane:
+            self._lane.set_segment(number, fd)
+        else:
+            earlier = self._segments.pop(number, -1)
+            if earlier >= 0:
+                os.close(earlier)
+            self._segments[number] = os.dup(fd)
+
+    def _look_for_heartbeat(self) -> None:
+        """Kill a daemon that hangs. Looks are counted, not time: the host may have stood still."""
+        beats = self._lane.statistics()["beats"] if self._lane else 0
+        self._silent_looks = self._silent_looks + 1 if beats == self._beats else 0
+        self._beats = beats
+        silent_s = self._silent_looks * HEARTBEAT_LOOK_S
+        if silent_s >= self._settings.heartbeat_timeout_s:
+            self._silent_looks = 0
+            self._keeper.kill_hung(silent_s)
+        self._loop.set_timer(HEARTBEAT, HEARTBEAT_LOOK_S, self._look_for_heartbeat)
 
     def _on_daemon_end(self, end: DaemonEnd, was_planned: bool) -> None:
         if self._phase == "stopping":
@@ -129,11 +164,20 @@ class Supervisor:
         )
         lane = _lane.Lane(
             fuse_fd,
+            self._board_fd,
+            threads=settings.threads or BEST_THREADS,
             max_read_bytes=self._max_read,
             max_background=MAX_BACKGROUND,
             request_deadline_s=settings.request_deadline_s,
             answer_deadline_s=settings.answer_deadline_s,
+            disk_patience_s=settings.disk_patience_s,
         )
+        for number, fd in self._segments.items():
+            lane.set_segment(number, fd)
+            os.close(fd)
+        self._segments.clear()
+        if settings.heartbeat_timeout_s:
+            self._loop.set_timer(HEARTBEAT, HEARTBEAT_LOOK_S, self._look_for_heartbeat)
         self._loop.watch(lane.event_fd, self._on_lane_event)
         self._loop.set_timer(MOUNT_DEADLINE, settings.start_timeout_s, self._on_mount_timeout)
         lane.start()

@@ -145,6 +145,9 @@ def _supervisor_arguments(config: Config, mountpoint: Path, *, foreground: bool)
     arguments += ["--read-ahead-kb", str(config.mount.read_ahead_bytes // 1024)]
     arguments += ["--max-read", str(config.mount.max_read_bytes)]
     arguments += ["--answer-deadline-s", str(answer_deadline_s)]
+    arguments += ["--threads", str(config.lane.threads)]
+    arguments += ["--disk-patience-s", str(config.lane.disk_patience_s)]
+    arguments += ["--heartbeat-timeout-s", str(config.lane.heartbeat_timeout_s)]
     if config.mount.allow_other and os.geteuid() == 0:
         arguments += ["--option", "allow_other"]
     if foreground:

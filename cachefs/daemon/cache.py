@@ -17,6 +17,7 @@ from cachefs.index.folder import CacheFolder
 from cachefs.index.segments import slot_bytes_of
 from cachefs.metrics import Metrics
 from cachefs.policy.evict.lru import Lru, Ticks
+from cachefs.tiers.board import SlotBoard
 from cachefs.tiers.keeper import Keeper
 from cachefs.tiers.l1 import L1
 
@@ -58,15 +59,17 @@ class Cache:
             logger.warning("this stop is not clean, L1 will be verified: %s", error)
 
 
-def open_cache(folder: CacheFolder, config: Config, metrics: Metrics) -> Cache:
-    """Open what is in a locked cache folder.
+def open_cache(
+    folder: CacheFolder, config: Config, metrics: Metrics, board: SlotBoard | None = None
+) -> Cache:
+    """Open what is in a locked cache folder. With a board the lane is told what is there.
 
     Raises:
         CacheError: the disk does not let us.
     """
     database, is_new = open_database(folder.index_path, folder.segments_path)
     ticks = Ticks()
-    l1 = L1(folder, database, config.l1.quota_bytes, lambda: Lru(ticks), metrics)
+    l1 = L1(folder, database, config.l1.quota_bytes, lambda: Lru(ticks), metrics, board)
     if not is_new:
         _restore_recency(folder, l1)
     if l1.epoch.unclean_start:

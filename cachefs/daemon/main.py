@@ -34,13 +34,15 @@ from cachefs.metrics import Metrics
 from cachefs.policy.admit import ScanFilter
 from cachefs.reader import Reader
 from cachefs.store.store import open_store
+from cachefs.tiers.accesses import Accesses
+from cachefs.tiers.board import Board
 from cachefs.tiers.demotion import Demotion
+from cachefs.tiers.hints import Hints
 from cachefs.tiers.pool import FetcherPool
 from cachefs.tiers.scrub import Scrub
 from cachefs.tiers.stack import Stack
 from cachefs.tiers.tables import Tables
 from cachefs.vfs import Vfs
-from mount_helper.arena import Arena
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +56,17 @@ class Daemon:
     """One daemon, put together."""
 
     def __init__(
-        self, config: Config, start: Start, folder: CacheFolder, identity: str, cache: Cache
+        self,
+        config: Config,
+        start: Start,
+        folder: CacheFolder,
+        identity: str,
+        cache: Cache,
+        board: Board,
     ) -> None:
         self.config = config
-        self.replies = Replies(Arena(start.arena_fd))
+        self.board = board
+        self.replies = Replies()
         self.cache = cache
         self.metrics = cache.l1.metrics
         fetch = config.fetch
@@ -78,6 +87,8 @@ class Daemon:
         self.vfs = Vfs()
         self.listing = ListingTask(self.vfs, Names(cache.database), self.pool, self.metrics)
         self.scrub = Scrub(cache.l1, config.l1.scrub_bytes_per_s, self.metrics)
+        self.hints = Hints(cache.l1)
+        self.accesses = Accesses(board, cache.l1, self.metrics)
 
     def operations(self, nursery: trio.Nursery) -> Operations:
         """Return the FUSE operations over all parts; their background work runs in `nursery`."""
@@ -98,7 +109,9 @@ class Daemon:
             self._renewed_table,
             xattrs(self.cache.l1, self.tables),
             self.config.store.refresh_s,
-            self.replies.reply,
+            self.replies,
+            self.board,
+            self.hints.opened,
         )
 
     def commands(self) -> dict[str, Any]:
@@ -148,12 +161,15 @@ async def run_daemon(config: Config, start: Start, supervisor: Supervisor) -> No
     identity = await _store_identity(config.store.url, cache_path, fresh=start.fresh)
     folder = await trio.to_thread.run_sync(open_folder, cache_path, identity)
     metrics = Metrics()
+    # With `verify = "read"` every read has to come here.
+    serves_hits = config.lane.hits and config.l1.verify != "read"
+    board = Board(start.board_fd, supervisor.offer_segment, serves_hits=serves_hits)
     try:
-        cache = open_cache(folder, config, metrics)
+        cache = open_cache(folder, config, metrics, board)
     except BaseException:
         folder.close()
         raise
-    daemon = Daemon(config, start, folder, identity, cache)
+    daemon = Daemon(config, start, folder, identity, cache, board)
     try:
         await _run_tasks(daemon, start, supervisor)
     finally:
@@ -176,6 +192,8 @@ async def _run_tasks(daemon: Daemon, start: Start, supervisor: Supervisor) -> No
             nursery.start_soon(daemon.cache.keeper.run)
             nursery.start_soon(daemon.listing.run, config.store.refresh_s)
             nursery.start_soon(daemon.scrub.run)
+            nursery.start_soon(daemon.hints.run)
+            nursery.start_soon(daemon.accesses.run)
             nursery.start_soon(daemon.save_recency)
             nursery.start_soon(serve_control, start.run_dir / "daemon.sock", daemon.commands())
             if config.metrics.listen:
@@ -183,7 +201,7 @@ async def _run_tasks(daemon: Daemon, start: Start, supervisor: Supervisor) -> No
             nursery.start_soon(_serve_fuse, nursery.cancel_scope)
             _calm_collector()
             supervisor.ready()
-            await _wait_for_stop(supervisor)
+            await _wait_for_stop(supervisor, daemon.replies)
             end_session()
         finally:
             nursery.cancel_scope.cancel()
@@ -200,7 +218,7 @@ def _calm_collector() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
-async def _wait_for_stop(supervisor: Supervisor) -> None:
+async def _wait_for_stop(supervisor: Supervisor, replies: Replies) -> None:
     """Return when the supervisor or SIGTERM (also sent when the supervisor dies) says stop."""
     async with trio.open_nursery() as nursery:
 
@@ -210,7 +228,7 @@ async def _wait_for_stop(supervisor: Supervisor) -> None:
                     nursery.cancel_scope.cancel()
 
         nursery.start_soon(wait_for_signal)
-        await supervisor.wait_for_stop()
+        await supervisor.wait_for_stop(replies.take_devices)
         nursery.cancel_scope.cancel()
 
 
@@ -258,7 +276,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", required=True, help="the configuration, as JSON")
     parser.add_argument("--fuse-fd", type=int, required=True)
     parser.add_argument("--supervisor-fd", type=int, required=True)
-    parser.add_argument("--arena-fd", type=int, required=True)
+    parser.add_argument("--board-fd", type=int, required=True)
     parser.add_argument("--start", choices=("fresh", "restart"), required=True)
     parser.add_argument("--run-dir", type=Path, required=True)
     options = parser.parse_args(arguments)
@@ -267,7 +285,7 @@ def main(arguments: list[str] | None = None) -> int:
     config = Config.model_validate_json(options.config)
     supervisor = Supervisor(options.supervisor_fd)
     fresh = options.start == "fresh"
-    start = Start(options.fuse_fd, options.arena_fd, options.run_dir, fresh)
+    start = Start(options.fuse_fd, options.board_fd, options.run_dir, fresh)
     try:
         trio.run(run_daemon, config, start, supervisor)
     except CachefsError as error:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
 _LONGEST_MESSAGE_BYTES = 65536
+_MOST_DEVICES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,7 @@ class Start:
     """
 
     fuse_fd: int
-    arena_fd: int
+    board_fd: int
     run_dir: Path
     fresh: bool
 
@@ -33,23 +35,33 @@ class Supervisor:
 
     def ready(self) -> None:
         """Say that requests can come."""
-        self._send({"event": "ready", "arena": True})
+        self._send({"event": "ready", "direct": True})
+
+    def offer_segment(self, number: int, fd: int) -> None:
+        """Give the lane the file of a class of slots."""
+        self._send({"event": "segment", "class": number}, [fd])
 
     def failed(self, message: str, exit_code: int) -> None:
         """Say why there will be no daemon."""
         self._send({"event": "failed", "message": message, "exit_code": exit_code})
 
-    async def wait_for_stop(self) -> None:
-        """Return when the supervisor wants us to stop, or is gone."""
+    async def wait_for_stop(self, take_devices: Callable[[list[int]], None]) -> None:
+        """Return when the supervisor wants us to stop, or is gone.
+
+        `take_devices` gets the open files of /dev/fuse, and owns them.
+        """
         self._socket.setblocking(False)
         while True:
             await trio.lowlevel.wait_readable(self._socket)
-            data = self._socket.recv(_LONGEST_MESSAGE_BYTES)
-            if not data or json.loads(data).get("command") == "stop":
+            data, fds, _, _ = socket.recv_fds(self._socket, _LONGEST_MESSAGE_BYTES, _MOST_DEVICES)
+            command = json.loads(data).get("command") if data else "stop"
+            if command == "devices":
+                take_devices(fds)
+            elif command == "stop":
                 return
 
-    def _send(self, message: dict[str, object]) -> None:
+    def _send(self, message: dict[str, object], fds: Sequence[int] = ()) -> None:
         try:
-            self._socket.send(json.dumps(message).encode())
+            socket.send_fds(self._socket, [json.dumps(message).encode()], fds)
         except OSError:
             pass  # the supervisor is gone: nobody is left to be told

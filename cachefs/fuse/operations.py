@@ -15,8 +15,10 @@ import pyfuse3
 
 from cachefs.errors import CorruptError, TableDamagedError
 from cachefs.fuse.boundary import handler
+from cachefs.fuse.replies import OFFSET_BITS, Replies, take_apart
 from cachefs.index.manifest_table import ManifestTable
 from cachefs.reader import Reader
+from cachefs.tiers.board import Board
 from cachefs.vfs import FileNode, FolderNode, Node, Vfs
 
 _FILE_MODE = stat.S_IFREG | 0o444
@@ -34,8 +36,8 @@ TableOf = Callable[[str], Awaitable[ManifestTable]]
 class Operations(pyfuse3.Operations):
     """One mount.
 
-    `names_valid_s` is how long the kernel may keep a name without asking; `reply` turns the bytes
-    of a read into what is sent.
+    `names_valid_s` is how long the kernel may keep a name without asking; `opened` is told of
+    images that were opened. Without a board no image has a place there.
     """
 
     supports_dot_lookup = True
@@ -49,7 +51,9 @@ class Operations(pyfuse3.Operations):
         renew_table: TableOf,
         xattrs: dict[str, Callable[[FileNode], Awaitable[bytes]]],
         names_valid_s: float,
-        reply: Callable[[bytes | memoryview], bytes | memoryview],
+        replies: Replies,
+        board: Board | None = None,
+        opened: Callable[[int, ManifestTable], None] = lambda *_: None,
     ) -> None:
         super().__init__()
         self._vfs = vfs
@@ -58,7 +62,9 @@ class Operations(pyfuse3.Operations):
         self._renew_table = renew_table
         self._xattrs = xattrs
         self._names_valid_s = names_valid_s
-        self._reply = reply
+        self._replies = replies
+        self._board = board
+        self._opened = opened
         self._tables: dict[int, ManifestTable] = {}
         """By file handle: what `open` found, so that a read needs no look-up."""
 
@@ -114,7 +120,7 @@ class Operations(pyfuse3.Operations):
         """Open an image; the kernel may keep its pages for ever, since a version never changes."""
         if flags & os.O_TRUNC:
             raise pyfuse3.FUSEError(errno.EROFS)
-        await self._table(inode)
+        self._opened(inode, await self._table(inode))
         # Writes through a shared map would lie in the page cache for every reader to see: the
         # kernel refuses such maps of a file that was opened so, and allows private ones.
         for_writing = flags & os.O_ACCMODE != os.O_RDONLY
@@ -122,24 +128,31 @@ class Operations(pyfuse3.Operations):
 
     async def read(  # type: ignore[override] # pyfuse3 takes any buffer, its stubs say bytes
         self, fh: int, off: int, size: int
-    ) -> bytes | memoryview:
+    ) -> memoryview:
         """Read from an image: a hit at once, anything else the long way."""
+        unique = device = 0
+        if off >> OFFSET_BITS:
+            code, off, size, unique, device = take_apart(fh, off, size)
+            fh = self._inode_of(code)
         table = self._tables.get(fh)
         if table is not None:
-            hit = self._reader.read_hit(table, off, size)
+            hit = self._reader.read_hit(table, off, size, fh)
             if hit is not None:
-                return self._reply(hit)
-        return await self._read(fh, off, size)
+                return self._replies.reply(hit, unique, device)
+        return await self._read(fh, off, size, unique, device)
 
     @handler
-    async def _read(self, fh: int, off: int, size: int) -> bytes | memoryview:
+    async def _read(self, fh: int, off: int, size: int, unique: int, device: int) -> memoryview:
         table = self._tables.get(fh) or await self._table(fh)
         try:
-            return self._reply(await self._reader.read(table, off, size))
+            data = await self._reader.read(table, off, size, fh)
         except TableDamagedError:
             self._tables.pop(fh, None)
             table = await self._renewed_table(fh)
-            return self._reply(await self._reader.read(table, off, size))
+            data = await self._reader.read(table, off, size, fh)
+        if not unique:
+            self._place(fh, table)  # the lane does not know it (any more)
+        return self._replies.reply(data, unique, device)
 
     @handler
     async def release(self, fh: int) -> None:
@@ -235,6 +248,16 @@ class Operations(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.EISDIR)
         return node
 
+    def _inode_of(self, code: int) -> int:
+        inode = self._board.inode_of(code) if self._board else None
+        if inode is None:
+            raise pyfuse3.FUSEError(errno.ESTALE)  # only if the board is not what it was
+        return inode
+
+    def _place(self, inode: int, table: ManifestTable) -> None:
+        if self._board:
+            self._board.place(inode, table.size_bytes, table.chunk_bytes)
+
     async def _table(self, inode: int) -> ManifestTable:
         return self._checked(inode, await self._open_table(self._file(inode).version.manifest))
 
@@ -247,6 +270,7 @@ class Operations(pyfuse3.Operations):
         if table.size_bytes != node.version.size_bytes:
             raise CorruptError(f"image '{node.name}' and its manifest disagree about its size")
         self._tables[inode] = table
+        self._place(inode, table)
         return table
 
     def _attributes(self, node: Node) -> pyfuse3.EntryAttributes:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import lmdb
+import numpy as np
 
 from cachefs.index.database import Database
 from cachefs.index.segments import INDEX_MASK, slot_class
@@ -211,6 +212,18 @@ class Residency:
             txn.put(key, row, db=self._database.extents)
         for place in batch.dropped_extents:
             txn.delete(_EXTENT_KEY.pack(*place), db=self._database.extents)
+
+
+def bitmap(rows: list[ExtentRow]) -> bytes:
+    """Return the bitmap of the whole class whose extents these are, low bit first."""
+    if not rows:
+        return b""
+    bits = np.zeros((max(row.extent for row in rows) + 1, rows[0].slots), np.uint8)
+    for row in rows:
+        bits[row.extent] = np.unpackbits(
+            np.frombuffer(row.bitmap, np.uint8), count=row.slots, bitorder="little"
+        )
+    return np.packbits(bits.ravel(), bitorder="little").tobytes()
 
 
 def _packed(chunk_id: bytes, placement: Placement) -> bytes:

@@ -125,6 +125,7 @@ class Keeper:
 
     def _evict(self, slots: ClassSlots) -> None:
         """Give up enough for two bursts, so that the next call comes later."""
+        self._l1.digest()
         wanted = 2 * slots.low - len(slots.free) - len(self._emptied)
         for slot in slots.victims(min(max(0, wanted), _MOST_EVICTIONS)):
             if not self._give_up(slot):

@@ -14,14 +14,17 @@ import logging
 import os
 from collections.abc import Callable
 
+import numpy as np
+import numpy.typing as npt
 import trio
 
 from cachefs.errors import CacheError
 from cachefs.index.database import Database
 from cachefs.index.epoch import Epoch
 from cachefs.index.folder import CacheFolder
-from cachefs.index.residency import Placement, Residency
+from cachefs.index.residency import ExtentRow, Placement, Residency, bitmap
 from cachefs.index.segments import (
+    CLASSES,
     INDEX_BITS,
     INDEX_MASK,
     Segment,
@@ -32,6 +35,7 @@ from cachefs.index.segments import (
 )
 from cachefs.metrics import Metrics
 from cachefs.policy.evict.seam import EvictionPolicy
+from cachefs.tiers.board import NoBoard, SlotBoard
 from cachefs.tiers.slots import ClassSlots
 
 logger = logging.getLogger(__name__)
@@ -47,8 +51,11 @@ class L1:
         quota_bytes: int,
         make_policy: Callable[[], EvictionPolicy],
         metrics: Metrics,
+        board: SlotBoard | None = None,
     ) -> None:
         self.folder = folder
+        self.board = board or NoBoard()
+        """What the lane knows of the slots. A slot is emptied there before its bytes may change."""
         self.quota_bytes = quota_bytes
         self.metrics = metrics
         self.epoch = Epoch(database)
@@ -63,8 +70,11 @@ class L1:
         """The keeper's: a slot lost its chunk and is to be freed after the commit."""
         self.on_leaving: Callable[[bytes, Placement], None] = lambda *_: None
         """Called before a chunk is given up for others."""
+        self.digest: Callable[[], object] = lambda: None
+        """Tells the policy what the lane has answered; for who is about to ask the policy."""
         self._make_policy = make_policy
         self._extent_slots: dict[int, int] = {}
+        self._is_loaded = False
         self.residency = Residency(database, self._extent_slots)
         self._load()
 
@@ -95,6 +105,13 @@ class L1:
     def touch(self, slot: int) -> None:
         """A chunk was read."""
         self.classes[slot_class(slot)].policy.touch(slot & INDEX_MASK)
+
+    def touch_many(self, slots: npt.NDArray[np.uint32]) -> None:
+        """Chunks were read by the lane from these slots, in this order; some may be gone since."""
+        numbers = slots >> INDEX_BITS
+        for number in np.unique(numbers).tolist():
+            if number in self.classes:
+                self.classes[number].policy.touch_many(slots[numbers == number] & INDEX_MASK)
 
     def pin(self, slot: int) -> None:
         """Hold a slot: its chunk stays until as many calls of `unpin`."""
@@ -128,7 +145,10 @@ class L1:
         taken = [slots.take() for _ in range(min(count, len(slots.free)))]
         if len(slots.free) < slots.low or not slots.total:
             self.wake.set()
-        return [slot for slot in taken if slot is not None]
+        found = [slot for slot in taken if slot is not None]
+        for slot in found:
+            self.board.empty(slot)  # an earlier daemon may have said something else of it
+        return found
 
     def target(self, slot: int) -> tuple[str, int]:
         """Return the path of the file and the position in bytes for whoever fills a slot."""
@@ -162,6 +182,7 @@ class L1:
         found = self.residency.get(chunk_id)
         if found is not None and found.slot == slot:
             self.drops += 1
+            self.board.empty(slot)
             self.residency.drop(chunk_id, slot)
             self.classes[slot_class(slot)].emptied(slot)
             self.on_emptied(slot)
@@ -169,6 +190,7 @@ class L1:
     def drop_stray(self, slot: int) -> None:
         """Give up an occupied slot to which no sound record points: the index was damaged."""
         self.drops += 1
+        self.board.empty(slot)
         self.residency.clear(slot)
         self.classes[slot_class(slot)].emptied(slot)
         self.on_emptied(slot)
@@ -217,10 +239,14 @@ class L1:
         segment = Segment(self.folder.segments_path, number, extent_bytes)
         self.classes[number] = ClassSlots(segment, self._make_policy())
         self._extent_slots[number] = segment.extent_slots
+        if self._is_loaded:
+            self.board.own_segment(number, segment.fd)
 
     def _load(self) -> None:
         """Take over the extents and occupied slots of an earlier run; no scan of chunks."""
-        for row in self.residency.extents():
+        rows = self.residency.extents()
+        cut: set[int] = set()
+        for row in rows:
             if row.number not in self.classes:
                 self._add_class(row.number, row.slots)
             slots = self.classes[row.number]
@@ -228,7 +254,17 @@ class L1:
             if slots.segment.size_bytes() < (row.extent + 1) * slots.segment.extent_bytes:
                 # Replaced or cut by somebody: what the index says of it may be wrong.
                 self.epoch.suspect_all()
+                cut.add(row.number)
+        self._agree_with_board([row for row in rows if row.number not in cut])
         self._give_back_unknown()
+
+    def _agree_with_board(self, rows: list[ExtentRow]) -> None:
+        """Empty on the board what the index does not know: its bytes may change from now on."""
+        for number in range(CLASSES):
+            self.board.empty_class(number, bitmap([row for row in rows if row.number == number]))
+        for number, slots in self.classes.items():
+            self.board.own_segment(number, slots.segment.fd)
+        self._is_loaded = True
 
     def _give_back_unknown(self) -> None:
         """Give back disk space that an earlier run took, and of which no record tells."""

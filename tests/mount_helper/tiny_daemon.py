@@ -18,7 +18,8 @@ from collections.abc import Sequence
 import pyfuse3
 import trio
 
-from mount_helper.arena import BUFFER_BYTES, BUFFERS, INLINE, REFERENCE, Arena
+from cachefs.fuse.replies import ANSWERED, OFFSET_BITS, Replies, take_apart
+from cachefs.tiers.board import Board
 
 FILES = {2: (b"data", 8 << 20), 3: (b"small", 100)}
 PATTERN_BYTES = 1 << 20
@@ -38,23 +39,15 @@ def expected(inode: int, offset: int, size: int) -> bytes:
     return b"".join(pieces)
 
 
-def lies(cookie: int, length: int) -> list[bytes]:
-    """References that the lane must not believe."""
-    return [
-        REFERENCE.pack(cookie ^ 1, 0, length),
-        REFERENCE.pack(cookie, BUFFERS, length),
-        REFERENCE.pack(cookie, 0, BUFFER_BYTES + 1),
-        REFERENCE.pack(cookie, INLINE, length),
-        REFERENCE.pack(cookie, INLINE, 5) + b"four",
-        REFERENCE.pack(cookie, 0, length)[:12],
-        b"",
-    ]
+LIES = [b"", ANSWERED[:7], ANSWERED + b"more", (2).to_bytes(8, "little"), b"\xff" * 4096]
+"""Answers to a read that the lane must not believe."""
 
 
 class Tiny(pyfuse3.Operations):
-    def __init__(self, mode: str, value: float, arena: Arena | None) -> None:
+    def __init__(self, mode: str, value: float, board: Board | None) -> None:
         super().__init__()
-        self.arena = arena
+        self.board = board
+        self.replies = Replies()
         self.mode = mode
         self.value = value
 
@@ -102,7 +95,13 @@ class Tiny(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=True)
 
-    async def read(self, fh: int, off: int, size: int) -> bytes:
+    async def read(  # type: ignore[override]
+        self, fh: int, off: int, size: int
+    ) -> bytes | memoryview:
+        unique = device = 0
+        if off >> OFFSET_BITS and self.board:
+            code, off, size, unique, device = take_apart(fh, off, size)
+            fh = self.board.inode_of(code) or 0
         if self.mode == "slow":
             await trio.sleep(self.value)
         if self.mode == "dies-at-reads":
@@ -113,34 +112,32 @@ class Tiny(pyfuse3.Operations):
             self.value -= 1
             if self.value <= 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-        if self.arena and self.mode == "arena-late":
+        if self.mode == "direct-late":
             await trio.sleep(self.value)
         data = expected(fh, off, size)
-        return self.by_arena(self.arena, data, off) if self.arena else data
-
-    def by_arena(self, arena: Arena, data: bytes, offset: int) -> bytes:
-        """Put the bytes into a buffer; in the mode `arena-lies`, send bad references."""
-        if self.mode == "arena-inline":
-            return REFERENCE.pack(arena.cookie, INLINE, len(data)) + data
-        number = arena.free_buffer()
-        if number < 0:
-            raise pyfuse3.FUSEError(errno.ENOBUFS)
-        arena.buffers[number][: len(data)] = data
-        if self.mode == "arena-lies":
-            return lies(arena.cookie, len(data))[offset // 4096 % 7]
-        arena.take(number)
-        return REFERENCE.pack(arena.cookie, number, len(data))
+        if not self.board:
+            return data
+        if self.mode == "direct-lies":
+            return LIES[off // 4096 % len(LIES)]
+        if self.mode == "direct-dies-between":
+            self.replies.reply(data, unique, device)
+            self.value -= 1
+            if self.value == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self.replies.reply(data, unique, device)
 
 
-async def serve(control: socket.socket) -> None:
+async def serve(control: socket.socket, operations: Tiny) -> None:
     """Serve until the supervisor says stop, or is gone."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pyfuse3.main, 4)
         while True:
             await trio.lowlevel.wait_readable(control)
-            data = control.recv(65536)
+            data, fds, _, _ = socket.recv_fds(control, 65536, 16)
             if not data or json.loads(data).get("command") == "stop":
                 break
+            if operations.mode != "direct-inline":
+                operations.replies.take_devices(fds)
         pyfuse3.terminate()
         nursery.cancel_scope.cancel()
 
@@ -152,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--notes", default=os.devnull)
     parser.add_argument("--fuse-fd", type=int, required=True)
     parser.add_argument("--supervisor-fd", type=int, required=True)
-    parser.add_argument("--arena-fd", type=int, required=True)
+    parser.add_argument("--board-fd", type=int, required=True)
     parser.add_argument("--start", choices=["fresh", "restart"], required=True)
     parser.add_argument("--run-dir", required=True)
     options = parser.parse_args(arguments)
@@ -169,15 +166,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         time.sleep(3600)
     if options.mode == "dies-at-restart" and options.start == "restart":
         return 9
-    arena = Arena(options.arena_fd) if options.mode.startswith("arena") else None
-    operations = Tiny(options.mode, options.value, arena)
+    board = None
+    if options.mode.startswith("direct"):
+        board = Board(options.board_fd, lambda *_: None, serves_hits=False)
+        for inode, (_, size) in FILES.items():
+            board.place(inode, size, 4096)
+    operations = Tiny(options.mode, options.value, board)
     pyfuse3.init(operations, f"/dev/fd/{options.fuse_fd}", set())
     if options.mode == "dies-before-init" and options.start == "fresh":
         control.send(b'{"event": "ready"}')
         os.kill(os.getpid(), signal.SIGKILL)
-    control.send(json.dumps({"event": "ready", "arena": arena is not None}).encode())
+    control.send(json.dumps({"event": "ready", "direct": board is not None}).encode())
     try:
-        trio.run(serve, control)
+        trio.run(serve, control, operations)
     finally:
         pyfuse3.close(unmount=False)
     return 0

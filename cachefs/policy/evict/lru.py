@@ -37,6 +37,14 @@ class Ticks:
             self._halve()
         return self._now
 
+    def next_many(self, count: int) -> npt.NDArray[np.uint32]:
+        """Return the next `count` ticks."""
+        if self._now + count >= _LAST_TICK:
+            self._halve()
+        first = self._now + 1
+        self._now += count
+        return np.arange(first, first + count, dtype=np.uint32)
+
     def advance(self, used: int) -> None:
         """Make all ticks to come later than `used`."""
         self._now = max(self._now, used)
@@ -68,6 +76,13 @@ class Lru:
     def touch(self, slot: int) -> None:
         """See EvictionPolicy."""
         self._used[slot] = self._ticks.next()
+
+    def touch_many(self, slots: npt.NDArray[np.uint32]) -> None:
+        """See EvictionPolicy."""
+        view = self._view()
+        slots = slots[slots < len(view)]
+        slots = slots[view[slots] > 0]
+        view[slots] = self._ticks.next_many(len(slots))  # of a slot that comes twice, the later
 
     def remove(self, slot: int) -> None:
         """See EvictionPolicy."""

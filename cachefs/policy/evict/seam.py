@@ -28,6 +28,13 @@ class EvictionPolicy(Protocol):
         """A chunk was read from its slot."""
         ...
 
+    def touch_many(self, slots: npt.NDArray[np.uint32]) -> None:
+        """Chunks were read from these slots, in this order. Some may be empty by now.
+
+        slots: (n,) uint32; a slot can come more than once.
+        """
+        ...
+
     def remove(self, slot: int) -> None:
         """A slot is empty."""
         ...

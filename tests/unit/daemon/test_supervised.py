@@ -1,4 +1,5 @@
 import json
+import os
 import socket
 from collections.abc import Iterator
 
@@ -42,12 +43,12 @@ def test_a_supervisor_that_is_gone_is_told_nothing(
 async def test_a_stop_is_waited_for(ends: tuple[Supervisor, socket.socket]) -> None:
     supervisor, other = ends
     with trio.move_on_after(0.05) as scope:
-        await supervisor.wait_for_stop()
+        await supervisor.wait_for_stop(lambda fds: None)
     assert scope.cancelled_caught
     other.send(b'{"command": "something new"}')
     other.send(b'{"command": "stop"}')
     with trio.fail_after(10):
-        await supervisor.wait_for_stop()
+        await supervisor.wait_for_stop(lambda fds: None)
 
 
 async def test_the_end_of_the_supervisor_is_a_stop(
@@ -56,4 +57,25 @@ async def test_the_end_of_the_supervisor_is_a_stop(
     supervisor, other = ends
     other.close()
     with trio.fail_after(10):
-        await supervisor.wait_for_stop()
+        await supervisor.wait_for_stop(lambda fds: None)
+
+
+async def test_devices_are_taken_as_they_come(ends: tuple[Supervisor, socket.socket]) -> None:
+    supervisor, other = ends
+    taken: list[int] = []
+    socket.send_fds(other, [b'{"command": "devices"}'], [other.fileno()] * 16)
+    other.send(b'{"command": "stop"}')
+    with trio.fail_after(10):
+        await supervisor.wait_for_stop(taken.extend)
+    assert len(taken) == 16
+    for fd in taken:
+        os.close(fd)
+
+
+def test_a_segment_is_offered_with_its_file(ends: tuple[Supervisor, socket.socket]) -> None:
+    supervisor, other = ends
+    with open("/dev/null", "rb") as null:
+        supervisor.offer_segment(4, null.fileno())
+    data, [fd], _, _ = socket.recv_fds(other, 1000, 2)
+    assert json.loads(data) == {"event": "segment", "class": 4}
+    os.close(fd)

@@ -1,73 +1,86 @@
+import errno
 import os
+import struct
 from collections.abc import Iterator
 from random import Random
 
 import pytest
 
-from cachefs.fuse.replies import LEAST_ARENA_BYTES, Replies
+from cachefs.fuse.replies import ANSWERED, Replies, take_apart
 from cachefs.units import MIB
-from mount_helper import arena as layout
-from mount_helper.arena import Arena
 
 
 @pytest.fixture
-def arena() -> Iterator[Arena]:
-    fd = layout.create()
-    yield Arena(fd)
+def pipe() -> Iterator[tuple[int, int]]:
+    read_fd, write_fd = os.pipe2(os.O_NONBLOCK)
+    os.set_blocking(write_fd, True)
+    yield read_fd, write_fd
+    os.close(read_fd)
+    os.close(write_fd)
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, 4096, 16000, MIB])
+def test_without_devices_the_bytes_follow(size_bytes: int) -> None:
+    replies = Replies()
+    data = Random(size_bytes).randbytes(size_bytes)
+    buffer = replies.buffer(size_bytes)
+    assert len(buffer) == size_bytes
+    buffer[:] = data
+    assert bytes(replies.reply(buffer, 1234, 0)) == bytes(8) + data
+    assert bytes(replies.reply(data, 1234, 0)) == bytes(8) + data  # bytes of the long way
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, 4096, 16000])
+def test_with_devices_the_kernel_gets_the_answer(pipe: tuple[int, int], size_bytes: int) -> None:
+    replies = Replies()
+    replies.take_devices([-1, pipe[1]])
+    data = Random(size_bytes).randbytes(size_bytes)
+    header = struct.pack("=IiQ", 16 + size_bytes, 0, 1234)
+    assert bytes(replies.reply(data, 1234, 1)) == ANSWERED
+    assert os.read(pipe[0], 65536) == header + data
+    buffer = replies.buffer(size_bytes)
+    buffer[:] = data
+    assert bytes(replies.reply(buffer, 1234, 1)) == ANSWERED
+    assert os.read(pipe[0], 65536) == header + data
+
+
+def test_a_read_that_is_not_named_goes_through_the_lane(pipe: tuple[int, int]) -> None:
+    replies = Replies()
+    replies.take_devices([pipe[1]])
+    assert bytes(replies.reply(b"abc")) == bytes(8) + b"abc"
+    with pytest.raises(BlockingIOError):
+        os.read(pipe[0], 1)
+
+
+def test_an_answer_that_the_kernel_refuses_goes_through_the_lane() -> None:
+    replies = Replies()
+    fd = os.open("/dev/null", os.O_RDONLY)
+    replies.take_devices([fd])
+    assert bytes(replies.reply(b"abc", 1234, 0)) == bytes(8) + b"abc"
     os.close(fd)
 
 
-def received(arena: Arena, reply: bytes | memoryview) -> bytes:
-    """Return what the lane would send to the kernel, and set the buffer free as it does."""
-    cookie, number, size_bytes = layout.REFERENCE.unpack_from(reply)
-    assert cookie == arena.cookie
-    if number == layout.INLINE:
-        assert len(reply) == layout.REFERENCE.size + size_bytes
-        return bytes(reply[layout.REFERENCE.size :])
-    assert len(reply) == layout.REFERENCE.size
-    assert arena._memory[layout.STATES_AT + number] == 1
-    arena._memory[layout.STATES_AT + number] = 0
-    return bytes(arena.buffers[number][:size_bytes])
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENODEV])
+def test_an_answer_that_nobody_waits_for_is_done(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(fd: int, data: memoryview) -> int:
+        raise OSError(number, "gone")
+
+    replies = Replies()
+    replies.take_devices([0])
+    monkeypatch.setattr("os.write", refuse)
+    assert bytes(replies.reply(b"abc", 1234, 0)) == ANSWERED
 
 
-@pytest.mark.parametrize("size_bytes", [0, 1, 4096, LEAST_ARENA_BYTES - 1, LEAST_ARENA_BYTES, MIB])
-def test_what_was_filled_arrives(arena: Arena, size_bytes: int) -> None:
-    replies = Replies(arena)
-    data = Random(size_bytes).randbytes(size_bytes)
-    for _ in range(layout.BUFFERS + 2):
-        buffer = replies.buffer(size_bytes)
-        assert len(buffer) == size_bytes
-        buffer[:] = data
-        assert received(arena, replies.reply(buffer)) == data
-        assert received(arena, replies.reply(data)) == data  # bytes of the long way
-
-
-def test_small_replies_take_no_buffer(arena: Arena) -> None:
-    replies = Replies(arena)
-    replies.reply(replies.buffer(4096))
-    assert arena.free_buffer() == 0
-
-
-def test_when_all_buffers_are_taken_replies_are_inline(arena: Arena) -> None:
-    replies = Replies(arena)
-    data = [Random(number).randbytes(MIB) for number in range(layout.BUFFERS + 1)]
-    sent = []
-    for each in data:
-        replies.buffer(MIB)[:] = each
-        sent.append(bytes(replies.reply(each)))
-    assert arena.free_buffer() == -1
-    assert [received(arena, reply) for reply in sent] == data
-
-
-def test_a_buffer_that_was_not_sent_is_used_again(arena: Arena) -> None:
-    replies = Replies(arena)
-    for _ in range(layout.BUFFERS * 2):
-        replies.buffer(MIB)  # a read that turned out to be no hit
-    assert arena.free_buffer() == 0
-
-
-def test_a_small_reply_after_a_large_buffer_takes_none(arena: Arena) -> None:
-    replies = Replies(arena)
-    replies.buffer(MIB)
-    assert received(arena, replies.reply(b"short")) == b"short"
-    assert arena.free_buffer() == 0
+def test_taking_apart_the_lanes_form_of_read() -> None:
+    number, generation, device, size, offset, unique = (
+        8191,
+        0x55,
+        15,
+        MIB,
+        (1 << 48) - 4096,
+        1 << 60,
+    )
+    read = take_apart(unique, offset | (number + 1) << 48, size | device << 21 | generation << 25)
+    assert read == (number << 7 | generation, offset, size, unique, device)

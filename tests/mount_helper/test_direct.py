@@ -1,0 +1,83 @@
+"""Reads that a daemon answers itself: what it says to the lane about them, and what if it dies."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.mount_helper.conftest import TinyMount, wait_for
+from tests.mount_helper.test_survival import has_restarted, read_direct, start_reader, under_load
+from tests.mount_helper.tiny_daemon import LIES, expected
+
+pytestmark = pytest.mark.mount
+
+DATA = 2
+"""The inode of `data` in the tiny daemon."""
+
+
+@pytest.mark.parametrize("mode", ["direct", "direct-inline"])
+@pytest.mark.parametrize("size", [4096, 131072, 1 << 20])
+def test_reads_come_through(tiny_mount: TinyMount, mode: str, size: int) -> None:
+    tiny_mount.started(mode)
+    for offset in range(0, 8 << 20, 1 << 20):
+        assert read_direct(tiny_mount.data, offset, size) == expected(DATA, offset, size)
+    assert tiny_mount.lane("replies_malformed") == 0
+    assert (tiny_mount.lane("replies_direct") > 0) == (mode == "direct")
+
+
+def test_a_short_file_and_a_read_beyond_its_end(tiny_mount: TinyMount) -> None:
+    tiny_mount.started("direct")
+    small = Path(tiny_mount.mountpoint) / "small"
+    assert small.read_bytes() == expected(3, 0, 100)
+    with small.open("rb") as file:
+        assert os.pread(file.fileno(), 10, 95) == expected(3, 95, 5)
+        assert os.pread(file.fileno(), 10, 200) == b""
+    assert read_direct(small, 1 << 50, 4096) == b""
+
+
+def test_no_byte_is_mixed_up_under_load_and_kills(tiny_mount: TinyMount) -> None:
+    tiny_mount.started("direct")
+
+    def kill() -> None:
+        for count in range(1, 6):
+            replies = tiny_mount.lane("replies_direct")
+            wait_for(lambda: tiny_mount.lane("replies_direct") > replies, "replies")  # noqa: B023
+            tiny_mount.signal_daemon(signal.SIGKILL)
+            wait_for(lambda: has_restarted(tiny_mount, count), "the next daemon")  # noqa: B023
+
+    under_load(tiny_mount, 5, kill)
+    assert tiny_mount.lane("replies_malformed") == 0
+
+
+def test_a_daemon_dies_after_its_answer_and_before_its_word_about_it(tiny_mount: TinyMount) -> None:
+    """The next daemon answers once more, and the kernel refuses that."""
+    tiny_mount.started("direct-dies-between", value=3)
+    for number in range(6):
+        offset = number * 4096
+        assert read_direct(tiny_mount.data, offset, 4096) == expected(DATA, offset, 4096)
+    wait_for(lambda: tiny_mount.lane("kept") == 0, "nothing kept")
+    assert tiny_mount.part("daemon")["restarts"] in {1, 2}
+    assert tiny_mount.lane("resent") >= 1
+
+
+def test_what_cannot_be_an_answer_is_an_error_and_never_bytes(tiny_mount: TinyMount) -> None:
+    tiny_mount.started("direct-lies")
+    for number in range(len(LIES)):
+        with pytest.raises(OSError, match="Input/output error"):
+            read_direct(tiny_mount.data, number * 4096, 4096)
+    assert tiny_mount.lane("replies_malformed") == len(LIES)
+
+
+@pytest.mark.slow
+def test_late_answers_to_readers_that_were_killed_are_dropped(tiny_mount: TinyMount) -> None:
+    tiny_mount.started("direct-late", value=5)
+    readers = [start_reader(tiny_mount, direct=True) for _ in range(8)]
+    wait_for(lambda: tiny_mount.lane("kept") == len(readers), "the reads")
+    for reader in readers:
+        reader.kill()
+    for reader in readers:
+        with reader:
+            reader.wait(5)
+    wait_for(lambda: tiny_mount.lane("replies_unknown") >= len(readers), "late replies")
+    assert read_direct(tiny_mount.data, 0, 1 << 20) == expected(DATA, 0, 1 << 20)
