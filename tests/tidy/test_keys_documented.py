@@ -1,4 +1,4 @@
-"""docs/configuration.md names every key of L2 and every mount option that sets one, and no other."""
+"""docs/configuration.md names every key and mount option of L2, and no other."""
 
 import re
 from pathlib import Path
