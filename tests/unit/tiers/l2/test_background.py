@@ -10,7 +10,7 @@ from cachefs.codec.frame import decode_frame, encode_frame
 from cachefs.model.chunk import chunk_id
 from cachefs.tiers.jobs import ChunkJob, ChunksDone, Fetched, L2Report, Leaving, Outcome, Wanted
 from cachefs.tiers.l2.background import Background, read_slot
-from cachefs.tiers.l2.breaker import Breaker, CircuitBreaker, Guarded
+from cachefs.tiers.l2.breaker import Breaker, CircuitBreaker, Guarded, State
 from cachefs.tiers.l2.counts import READING, WRITING, Counts
 from cachefs.tiers.l2.l2 import L2
 from tests.unit.tiers.l2.stand_in import StandIn, wait_until
@@ -118,6 +118,22 @@ def test_an_open_breaker_is_probed_without_anybody_who_reads() -> None:
     wait_until(lambda: rig.reading.calls > 5)
     wait_until(lambda: rig.reports[-1].error == "")
     assert rig.breaker.probe_in_s() is None
+
+
+def test_when_reads_work_again_writes_are_tried_at_once() -> None:
+    """Their own breaker would have waited for a minute."""
+    rig = Rig()
+    rig.writing_breaker._first_pause_s = rig.writing_breaker._pause_s = 60
+    rig.reading.fail = rig.writing.fail = lambda number: number < 3
+    for _ in range(3):
+        rig.writing_breaker.failed()
+    rig.breaker.failed()
+    rig.writing.fail = lambda _: False
+    rig.background.start()
+    wait_until(lambda: rig.breaker.state is State.CLOSED and bool(rig.reports))
+    wait_until(lambda: rig.writing_breaker.probe_in_s() == 0)
+    rig.add(0)
+    wait_until(lambda: IDS[0] in rig.writing.frames)
 
 
 def test_advice_is_asked_for_once_and_told() -> None:
