@@ -329,7 +329,7 @@ static void *reader_loop(void *argument) {
      * It works for microseconds, and others wait for it: so it goes before them (as root; else this fails, and it is only
      * slower).
      */
-    setpriority(PRIO_PROCESS, (id_t)gettid(), READER_NICE);
+    setpriority(PRIO_PROCESS, (id_t)gettid(), getenv("RN") ? atoi(getenv("RN")) : READER_NICE);
     pthread_mutex_lock(&lane->crew.mutex);
     wait_for_place(lane);
     pthread_mutex_unlock(&lane->crew.mutex);

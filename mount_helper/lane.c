@@ -359,6 +359,14 @@ static void dispatch(struct lane *lane, const struct fuse_in_header *request, ui
     case FUSE_BATCH_FORGET:
     case FUSE_NOTIFY_REPLY:
         return pass_unanswered(lane, request);
+    case FUSE_FLUSH:
+    case FUSE_FSYNC:
+    case FUSE_FSYNCDIR:
+        /*
+         * Nothing is ever unwritten. ENOSYS: the kernel takes it for a success, and never asks again; so no close waits
+         * for a daemon.
+         */
+        return answer_error(lane, device, request->unique, ENOSYS);
     default:
         return pass_on(lane, request, device);
     }
@@ -556,7 +564,7 @@ static void *notifier_loop(void *argument) {
 
 /* What a request gets without a daemon. A close must not fail: there is nothing that it could lose. */
 static int failure_of(const struct kept *kept) {
-    bool is_close = kept->opcode == FUSE_FLUSH || kept->opcode == FUSE_RELEASE || kept->opcode == FUSE_RELEASEDIR;
+    bool is_close = kept->opcode == FUSE_RELEASE || kept->opcode == FUSE_RELEASEDIR;
     return is_close ? 0 : EIO;
 }
 

@@ -236,18 +236,22 @@ def _wait_for_end(folder: Path, mountpoint: Path, wait_s: float) -> None:
 
 def _for_people(status: dict[str, Any]) -> str:
     daemon = status["daemon"]
+    last_exit = daemon.get("last_exit")
     lines = [
         f"{status['mountpoint']}  {status['state']} for {status['uptime_s']:.0f} s",
         f"  store     {status['source']}",
         f"  daemon    {daemon['state']}, pid {daemon['pid']}, {daemon['restarts']} restarts",
     ]
+    if last_exit and last_exit["message"]:
+        lines.append(f"  its end   {last_exit['message']}")
     if "metrics" not in daemon:
         return "\n".join(
             [*lines, f"  {daemon.get('error', 'no daemon now; what is asked for waits')}"]
         )
-    metrics, l1 = daemon["metrics"], daemon["l1"]
-    asked = metrics["l1_hit_chunks"] + metrics["miss_chunks"]
-    share = 100 * metrics["l1_hit_chunks"] / asked if asked else 0.0
+    metrics, l1, reads = daemon["metrics"], daemon["l1"], status["lane"]["reads"]
+    from_l1 = metrics["l1_hit_chunks"] + reads["hit_chunks"]
+    asked = from_l1 + metrics["miss_chunks"]
+    share = 100 * from_l1 / asked if asked else 0.0
     if daemon["store"]["error"]:
         lines.append(f"  store     does not answer: {daemon['store']['error']}")
     held, quota = format_size(l1["resident_bytes"]), format_size(l1["quota_bytes"])
@@ -255,9 +259,10 @@ def _for_people(status: dict[str, Any]) -> str:
     rows = {
         "images": f"{daemon['store']['images']}",
         "L1": f"{held} in {l1['resident_chunks']} chunks, of {quota} in {l1['dir']}",
-        "reads": f"{metrics['reads']} by the daemon, {format_size(metrics['read_bytes'])}, "
+        "reads": f"{reads['hits']} by the lane, {format_size(reads['hit_bytes'])}; "
+        f"{metrics['reads']} by the daemon, {format_size(metrics['read_bytes'])}, "
         f"{metrics['read_errors']} failed, {metrics['waiting_reads']} waiting",
-        "chunks": f"{metrics['l1_hit_chunks']} from L1 ({share:.1f}%), "
+        "chunks": f"{from_l1} from L1 ({share:.1f}%), "
         f"{metrics['miss_chunks']} missed, {metrics['zero_chunks']} zero",
         "fetched": f"{fetched} in {metrics['l3_requests']} requests, {compressed} compressed",
         "corrupt": f"{metrics['l1_corrupt']} in L1, {metrics['l2_corrupt']} in L2, "

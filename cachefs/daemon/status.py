@@ -41,6 +41,8 @@ def describe(
             "allocated_bytes": l1.allocated_bytes,
             "resident_bytes": l1.resident_bytes,
             "resident_chunks": l1.resident_chunks,
+            "slots": sum(slots.total for slots in l1.classes.values()),
+            "free_slots": sum(len(slots.free) for slots in l1.classes.values()),
             "suspect": l1.epoch.suspect_before > 0,
         },
         "l2": pool.l2.describe(),

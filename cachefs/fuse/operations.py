@@ -160,14 +160,6 @@ class Operations(pyfuse3.Operations):
         self._tables.pop(fh, None)  # another handle of the same version finds it again
 
     @handler
-    async def flush(self, fh: int) -> None:
-        """Nothing is ever unwritten."""
-
-    @handler
-    async def fsync(self, fh: int, datasync: bool) -> None:
-        """Nothing is ever unwritten."""
-
-    @handler
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         """A full file system of the size of all images."""
         data = pyfuse3.StatvfsData()

@@ -16,7 +16,6 @@ import signal
 import socket
 import sys
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from cachefs.model.image import Image
 from cachefs.model.manifest import Manifest
 from cachefs.store.store import Store, open_store
 from cachefs.tiers.jobs import (
+    KEPT,
     LENGTH,
     Answer,
     ChunkJob,
@@ -53,7 +53,9 @@ from cachefs.tiers.jobs import (
     encode,
 )
 from cachefs.tiers.l2.l2 import L2
-from cachefs.tiers.ranges import plan_ranges
+from cachefs.tiers.landing import Landing, Plain, SlotWriter
+from cachefs.tiers.ranges import Range, plan_ranges
+from cachefs.units import MIB
 
 logger = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
@@ -67,14 +69,14 @@ class Fetcher:
         self._l2 = l2
         self._identity = store_identity
         self._store: Store | None = None
-        self._segments: OrderedDict[str, int] = OrderedDict()
+        self._writer = SlotWriter()
 
     def answer(self, job: Job) -> Answer:
         """Return the answer to a job; a failure is an answer as well."""
         try:
             if isinstance(job, ChunkJob):
                 if self._l2 is not None:
-                    return self._l2.fetch(job, self._land, self._fetch)
+                    return self._l2.fetch(job, self._land_frame, self._fetch)
                 return self._fetch(job)
             if isinstance(job, DemoteJob):
                 if self._l2 is not None:
@@ -113,13 +115,12 @@ class Fetcher:
                     fetched[member] = failure if alone else self._fetch_alone(job.wanted[member])
                 continue
             frame_bytes += len(data)
-            for member in planned.members:
-                wanted = job.wanted[member]
-                at = wanted.offset - planned.offset
-                frame = data[at : at + wanted.frame_bytes]
-                fetched[member] = self._land(wanted, frame)
-                if self._l2 is not None:
-                    self._l2.offer(wanted, frame)
+            if self._l2 is not None:
+                for member in planned.members:
+                    wanted = job.wanted[member]
+                    at = wanted.offset - planned.offset
+                    self._l2.offer(wanted, data[at : at + wanted.frame_bytes])
+            self._land(job.wanted, planned, data, fetched)
         return ChunksDone(job.number, tuple(fetched), len(ranges), frame_bytes)
 
     def _fetch_alone(self, wanted: Wanted) -> Fetched:
@@ -129,35 +130,42 @@ class Fetcher:
             return _failure(error)
         if self._l2 is not None:
             self._l2.offer(wanted, memoryview(data))
-        return self._land(wanted, memoryview(data))
+        return self._land_frame(wanted, memoryview(data))
 
-    def _land(self, wanted: Wanted, frame: memoryview) -> Fetched:
-        try:
-            plain = decode_frame(frame, wanted.plain_bytes)
-        except (CorruptError, FormatError) as error:
-            return Fetched(Outcome.CORRUPT, message=self._blame(wanted, str(error)))
-        if chunk_id(plain) != wanted.chunk_id:
-            return Fetched(Outcome.CORRUPT, message=self._blame(wanted, "the content differs"))
-        if not wanted.segment:
-            return Fetched(Outcome.UNKEPT, bytes(plain))
-        try:
-            self._write(wanted, plain)
-        except OSError as error:
-            return Fetched(Outcome.UNKEPT, bytes(plain), f"cannot write to L1: {error.strerror}")
-        return Fetched(Outcome.KEPT)
+    def _land_frame(self, wanted: Wanted, frame: memoryview) -> Fetched:
+        """Land one frame, wherever it comes from."""
+        fetched = [Fetched(Outcome.UNAVAILABLE)]
+        alone = Range(wanted.pack, wanted.offset, len(frame), [0])
+        # In L2 it may have another codec than in its pack, and so another length.
+        self._land([wanted._replace(frame_bytes=len(frame))], alone, frame, fetched)
+        return fetched[0]
 
-    def _write(self, wanted: Wanted, plain: bytes | memoryview) -> None:
-        fd = self._segments.get(wanted.segment)
-        if fd is None:
-            fd = self._segments[wanted.segment] = os.open(
-                wanted.segment, os.O_WRONLY | os.O_CLOEXEC
-            )
-        written = os.pwrite(fd, plain, wanted.position)
-        while written < len(plain):
-            more = os.pwrite(fd, memoryview(plain)[written:], wanted.position + written)
-            if not more:
-                raise OSError(5, "the disk takes no more")
-            written += more
+    def _land(
+        self, wanted: Sequence[Wanted], planned: Range, data: memoryview, fetched: list[Fetched]
+    ) -> None:
+        """Bring the chunks of a range into their slots, and say in `fetched` how each went."""
+
+        def written(member: int, plain: Plain, error: OSError | None) -> None:
+            if error is None:
+                fetched[member] = KEPT
+            else:
+                message = f"cannot write to L1: {error.strerror}"
+                fetched[member] = Fetched(Outcome.UNKEPT, bytes(plain), message)
+
+        landing = Landing(self._writer, written)
+        for member in planned.members:
+            one = wanted[member]
+            at = one.offset - planned.offset
+            try:
+                plain = _verified(one, data[at : at + one.frame_bytes])
+            except (CorruptError, FormatError) as error:
+                fetched[member] = Fetched(Outcome.CORRUPT, message=self._blame(one, str(error)))
+                continue
+            if one.segment:
+                landing.add(member, one, plain)
+            else:
+                fetched[member] = Fetched(Outcome.UNKEPT, bytes(plain))
+        landing.flush()
 
     def _write_table(self, manifest: Manifest, paths: Sequence[str]) -> None:
         """Write a local table; a full cache disk must not keep an image from its guest."""
@@ -192,6 +200,14 @@ class Fetcher:
             f"chunk {wanted.chunk_id.hex()[:16]} in pack {wanted.pack.hex()[:16]} of {self._url} "
             f"is corrupt: {why}"
         )
+
+
+def _verified(wanted: Wanted, frame: memoryview) -> Plain:
+    """Return the plain bytes of a frame; only from here may they go into a slot."""
+    plain = decode_frame(frame, wanted.plain_bytes)
+    if chunk_id(plain) != wanted.chunk_id:
+        raise CorruptError("the content differs")
+    return plain
 
 
 def _failure(error: CachefsError) -> Fetched:
@@ -252,10 +268,27 @@ def _open_l2(settings: str, line: _Line) -> L2 | None:
     return l2
 
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_HEAP_BYTES = 32 * MIB
+"""The most that glibc takes for a threshold; a job has at most 4 MiB of chunks at a time."""
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc not to give memory back at once.
+
+    Else the buffers of each job are new pages, which the kernel has to clear and to map one by one.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # another libc has its own ways
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_HEAP_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_HEAP_BYTES)
+
+
 def main() -> None:
     """Run a fetcher: `fetcher SOCKET_FD PARENT_PID STORE_URL STORE_IDENTITY [L2_SETTINGS]`."""
     fd, parent_pid, url, identity, *l2_settings = sys.argv[1:]
     die_with_parent(int(parent_pid))
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is the supervisor's
     logging.basicConfig(level=logging.WARNING, format="fetcher: %(message)s")
     with socket.socket(fileno=int(fd)) as connection:

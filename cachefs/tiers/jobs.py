@@ -9,7 +9,7 @@ import pickle
 import struct
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cachefs.model.image import Image
 
@@ -51,12 +51,20 @@ class Fetched(NamedTuple):
     from_l2: bool = False
 
 
+KEPT = Fetched(Outcome.KEPT)
+"""The usual outcome. One value for all, so that pickle writes it once an answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChunkJob:
     """Fetch these chunks; the answer has their outcomes in the same order."""
 
     number: int
     wanted: tuple[Wanted, ...]
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Travel as plain tuples: that takes half of the time."""
+        return _chunk_job, (self.number, tuple(map(tuple, self.wanted)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +156,10 @@ class L2Report:
 
 Job = ChunkJob | TableJob | ListJob | DemoteJob
 Answer = ChunksDone | Done | Failed
+
+
+def _chunk_job(number: int, rows: tuple[tuple[Any, ...], ...]) -> ChunkJob:
+    return ChunkJob(number, tuple(map(Wanted._make, rows)))
 
 
 def encode(message: Job | Answer | L2Report) -> bytes:

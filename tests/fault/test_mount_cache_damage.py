@@ -80,26 +80,44 @@ def test_the_scrub_in_the_background_heals_a_flipped_bit(
     assert read_direct(mount / NAME) == data
 
 
-@pytest.mark.parametrize("way", ["daemon", "supervisor"])
+def crash(mount: Mount) -> None:
+    """End supervisor and daemon at once, as when the machine fails."""
+    processes = mount.pids()
+    for pid in (mount.supervised()["pid"], mount.daemon_pid()):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not any(map(exists, processes)), "the end of all processes")
+
+
+@pytest.mark.parametrize("way", ["daemon, without hits of the lane", "supervisor"])
 def test_first_use_after_a_crash_heals_a_flipped_bit(
     mounts: Mounts, images: Images, data: bytes, way: str
 ) -> None:
-    mount = filled(mounts(images.store.url), data, "scrub=0")
+    options = "scrub=0,nolane_hits" if way.startswith("daemon") else "scrub=0"
+    mount = filled(mounts(images.store.url), data, options)
     flip(*place_in_l1(mount, data, FLIPPED))
-    if way == "daemon":
+    if way.startswith("daemon"):
         mount.kill_daemon_and_wait()
     else:
-        # Both at once, as when the machine fails: a daemon alone would stop cleanly.
-        processes = mount.pids()
-        for pid in (mount.daemon_pid(), mount.supervised()["pid"]):
-            os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: not any(map(exists, processes)), "the end of all processes")
+        crash(mount)
         mount.start("scrub=0")
     assert mount.daemon()["l1"]["suspect"]
     assert read_direct(mount / NAME) == data
     metrics = mount.metrics()
     assert metrics["l1_corrupt"] == 1
     assert metrics["l3_chunks"] == 1  # all the others were right, and did not come again
+
+
+def test_what_the_lane_knows_to_be_right_stays_so_when_a_daemon_dies(
+    mounts: Mounts, images: Images, data: bytes
+) -> None:
+    """The machine goes on, so no byte that was written is lost: the scrub looks for the rest."""
+    mount = filled(mounts(images.store.url), data, "scrub=0")
+    mount.kill_daemon_and_wait()
+    flip(*place_in_l1(mount, data, FLIPPED))
+    assert read_direct(mount / NAME, FLIPPED, 1) != data[FLIPPED : FLIPPED + 1]
+    assert mount.scrub()["dropped_chunks"] == 1
+    assert read_direct(mount / NAME) == data
+    assert mount.metrics()["l3_chunks"] == 1
 
 
 def test_many_flipped_bits_in_l1(mounts: Mounts, images: Images, data: bytes) -> None:
@@ -112,7 +130,8 @@ def test_many_flipped_bits_in_l1(mounts: Mounts, images: Images, data: bytes) ->
             at = choice.randrange(used)
             byte = os.pread(file.fileno(), 1, at)[0]
             os.pwrite(file.fileno(), bytes([byte ^ 1 << choice.randrange(8)]), at)
-    mount.kill_daemon_and_wait()
+    crash(mount)
+    mount.start("scrub=0")
     assert read_direct(mount / NAME) == data
 
 
@@ -234,10 +253,7 @@ def test_an_older_index_with_newer_segments(mounts: Mounts, images: Images) -> N
     mount.wait_for_commits("pattern")
     older = (mount.cache / "index.lmdb" / "data.mdb").read_bytes()
     assert read_direct(mount / "pattern") == data  # slots are given to others
-    processes = mount.pids()
-    for pid in (mount.supervised()["pid"], mount.daemon_pid()):
-        os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not any(map(exists, processes)), "the end of all processes")
+    crash(mount)
     (mount.cache / "index.lmdb" / "data.mdb").write_bytes(older)
     mount.start("quota=4MiB,scrub=0")
     assert read_direct(mount / "pattern") == data

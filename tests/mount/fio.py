@@ -31,6 +31,8 @@ class Fio:
             text=True,
             cwd="/",
         )
+        self.longest_s = 0.0
+        """The slowest read, once there is a result."""
 
     def is_running(self) -> bool:
         return self.process.poll() is None
@@ -51,6 +53,7 @@ class Fio:
         assert "verify" not in errors, errors
         jobs = json.loads(output[output.index("{\n") :])["jobs"]
         assert [job["error"] for job in jobs] == [0] * len(jobs), output + errors
+        self.longest_s = max(job["read"]["clat_ns"]["max"] for job in jobs) / 1e9
         return sum(int(job["read"]["total_ios"]) for job in jobs)
 
     def end(self) -> None:

@@ -206,6 +206,19 @@ class Mount:
     def is_mounted(self) -> bool:
         return mounting.is_mounted(str(self.mountpoint))
 
+    def check_slots(self) -> None:
+        """Every slot of L1 is free or occupied once nothing is under way: none has leaked."""
+        found: dict[str, int] = {}
+
+        def is_whole() -> bool:
+            found.update(self.daemon()["l1"])
+            return found["slots"] == found["free_slots"] + found["resident_chunks"]
+
+        try:
+            wait_for(is_whole, "slots that are free or occupied", 15)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {found}") from None
+
     # ---- the end ----
 
     def check_idle(self) -> None:

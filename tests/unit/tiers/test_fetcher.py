@@ -127,8 +127,9 @@ def test_a_slot_that_cannot_be_written_does_not_fail_the_read(
 def test_a_write_in_pieces_is_completed(
     store: Store, fetcher: Fetcher, tmp_path: Path, segment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, bytes(data)[:1000], at))
+    monkeypatch.setattr(
+        os, "pwritev", lambda fd, parts, at: os.pwrite(fd, b"".join(parts)[:1000], at)
+    )
     answer = fetch(fetcher, wanted_of(store, tmp_path, str(segment)))
     assert outcomes(answer) == [Outcome.KEPT] * CHUNKS
     assert [slot(segment, index) for index in range(CHUNKS)] == [plain(i) for i in range(CHUNKS)]
@@ -137,7 +138,7 @@ def test_a_write_in_pieces_is_completed(
 def test_a_disk_that_takes_no_more_leaves_the_chunk_unkept(
     store: Store, fetcher: Fetcher, tmp_path: Path, segment: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: 0)
+    monkeypatch.setattr(os, "pwritev", lambda fd, parts, at: 0)
     answer = fetch(fetcher, wanted_of(store, tmp_path, str(segment)))
     assert outcomes(answer) == [Outcome.UNKEPT] * CHUNKS
 
