@@ -461,6 +461,21 @@ def test_a_chunk_that_leaves_l1_is_in_l2(
     assert reader.metrics()["l2_corrupt"] == 0
 
 
+def test_frames_in_l2_can_have_another_codec(
+    mounts: Mounts, store: Store, tmp_path: Path, redis: Redis
+) -> None:
+    """And so another length than in the store."""
+    mount = start(mounts, store, tmp_path, address(redis), codec="lz4", min_ratio=1.1)
+    assert read_direct(mount / "prose") == PROSE
+    settled(mount)
+    assert {frame[0] for frame in redis.frames().values()} == {0, 2}
+    reader = start(mounts, store, tmp_path, address(redis))
+    assert read_direct(reader / "prose") == PROSE
+    metrics = settled(reader)
+    assert (metrics["l2_corrupt"], metrics["l3_chunks"]) == (0, 0)
+    assert metrics["l2_chunks"] > 10
+
+
 # --------------------------------------------------------------------------------------- Memcached
 def test_memcached_holds_what_fits(mounts: Mounts, store: Store, tmp_path: Path) -> None:
     metrics: dict[str, int] = {}
