@@ -66,7 +66,7 @@ coverage: setup ## the test suite with line and branch coverage, subprocesses in
 	$(BIN)/coverage report
 
 # ------------------------------------------------------------------------------------------ measure it
-.PHONY: bench-hot bench-tail bench-disk bench-cold bench-import bench-chunk-size
+.PHONY: bench-hot bench-tail bench-disk bench-cold bench-tiers bench-import bench-chunk-size
 BENCH_ARGS ?=
 
 bench-hot: setup build/libfuse_pread ## hits, beside a bare pyfuse3 server and C libfuse servers
@@ -80,6 +80,9 @@ bench-disk: setup ## hits with nothing in the page cache, beside fio on the segm
 
 bench-cold: setup ## a cold sequential read from a local store, beside zstd -d
 	$(BIN)/python -m bench.cold $(BENCH_ARGS)
+
+bench-tiers: setup ## one read from L1, from L2 (Redis, Memcached) and from a local store
+	$(BIN)/python -m bench.tiers $(BENCH_ARGS)
 
 bench-import: setup ## import, beside zstd
 	$(BIN)/python -m bench.import_ $(BENCH_ARGS)

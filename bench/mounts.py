@@ -100,6 +100,16 @@ def status(mountpoint: Path) -> dict[str, Any]:
     return told
 
 
+def wait_until_idle(mountpoint: Path) -> None:
+    """Wait until nothing waits to be written to L2, and all that can be is there."""
+    deadline_s = time.monotonic() + STOP_WAIT_S
+    calm = 0
+    while calm < 3:
+        calm = calm + 1 if not status(mountpoint)["daemon"]["metrics"]["l2_queued_bytes"] else 0
+        if time.monotonic() > deadline_s:
+            raise RuntimeError("the back-fill of L2 does not end")
+
+
 def run_cachefs(*arguments: str) -> str:
     """Run the command line of cachefs and return what it prints.
 

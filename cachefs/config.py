@@ -6,13 +6,15 @@ Precedence: defaults, then the file, then what the command line says.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from cachefs.errors import ConfigError, UsageError
+from cachefs.model.address import parse_l2_address
 from cachefs.units import GIB, KIB, MIB, TIB, parse_size
 
 DEFAULT_CONFIG_PATH = Path("/etc/cachefs/cachefs.toml")
@@ -28,6 +30,25 @@ def _size(value: object) -> object:
 
 
 Size = Annotated[int, BeforeValidator(_size)]
+
+
+def _l2_url(text: str) -> str:
+    try:
+        if text:
+            parse_l2_address(text)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+def _absolute(path: str) -> str:
+    """A daemon runs in another folder than whoever wrote the path."""
+    if path and not os.path.isabs(path):
+        raise ValueError("write the whole path, from / on")
+    return path
+
+
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 
 
 class _Section(BaseModel):
@@ -72,6 +93,51 @@ class FetchSection(_Section):
         return self.fetchers or max(1, (os.cpu_count() or 1) // 2)
 
 
+class L2Section(_Section):
+    """The shared tier between L1 and the store: Redis or Memcached. None by default."""
+
+    url: Annotated[str, AfterValidator(_l2_url)] = ""
+    """Where it is; empty: there is no L2. Never with a password in it."""
+    user: str = ""
+    """The ACL user of Redis; empty: its default user."""
+    password_file: AbsolutePath = ""
+    """Read at each new connection; empty: what CACHEFS_L2_PASSWORD in the environment says."""
+    sentinel_user: str = ""
+    sentinel_password_file: AbsolutePath = ""
+    """Of the sentinels; empty: what CACHEFS_L2_SENTINEL_PASSWORD says."""
+    ca_file: AbsolutePath = ""
+    """Whom to trust with TLS; empty: the system's authorities."""
+    cert_file: AbsolutePath = ""
+    key_file: AbsolutePath = ""
+    """Who we are, where the server wants to know."""
+    key_prefix: str = Field(default="cachefs:", max_length=64, pattern=r"^[!-z]*$")
+    timeout_s: float = Field(default=0.05, ge=0.001, le=10)
+    """How long a read waits for L2 at most, all tries included, before the store is asked."""
+    ttl_s: int = Field(default=7 * 24 * 3600, ge=0, le=365 * 24 * 3600)
+    """How long a frame lives there; 0: until the server evicts it."""
+    retries: int = Field(default=1, ge=0, le=5)
+    """Further tries within the timeout, for what failed quickly."""
+    requests: int = Field(default=2, ge=1, le=16)
+    """Requests (and so connections) of one fetcher that wait for an answer at once."""
+    hedge: bool = False
+    """Whether to ask a second time when an answer takes longer than the p95 so far."""
+    breaker_failures: int = Field(default=3, ge=1, le=100)
+    """So many failures in a row, and a fetcher leaves L2 alone until a probe succeeds."""
+    breaker_pause_s: float = Field(default=0.5, ge=0.01, le=60)
+    """Before the first probe; doubles up to `breaker_longest_pause_s`."""
+    breaker_longest_pause_s: float = Field(default=10, ge=0.01, le=3600)
+    backfill_queue_bytes: Size = Field(default=16 * MIB, ge=0, le=GIB)
+    """Frames of one fetcher that wait to be written to L2; more is dropped. 0: L2 is only read."""
+    scan_bytes: Size = Field(default=32 * MIB, ge=0, le=TIB)
+    """A sequential run longer than this does not go into L2 any more; 0: everything does."""
+    demote: bool = False
+    """Whether a chunk that leaves L1 is brought to L2 if it is not there."""
+    codec: str = Field(default="", pattern=r"^([a-z0-9_-]+(:-?\d{1,2})?)?$")
+    """How frames in L2 are compressed, as in `zstd:1` or `lz4`; empty: as they are in the store."""
+    min_ratio: float = Field(default=1.0, ge=1, le=100)
+    """A chunk that `codec` shrinks by less than this is stored plain there."""
+
+
 class MountSection(_Section):
     """How the kernel sees the mount."""
 
@@ -107,6 +173,7 @@ class Config(_Section):
 
     store: StoreSection = StoreSection()
     l1: L1Section = L1Section()
+    l2: L2Section = L2Section()
     fetch: FetchSection = FetchSection()
     mount: MountSection = MountSection()
     lane: LaneSection = LaneSection()
@@ -119,6 +186,9 @@ MOUNT_OPTIONS: dict[str, tuple[str, str]] = {
     "free_floor": ("l1", "free_floor_bytes"),
     "verify": ("l1", "verify"),
     "scrub": ("l1", "scrub_bytes_per_s"),
+    "l2": ("l2", "url"),
+    "l2_timeout": ("l2", "timeout_s"),
+    "l2_demote": ("l2", "demote"),
     "fetchers": ("fetch", "fetchers"),
     "read_deadline": ("fetch", "read_deadline_s"),
     "job_timeout": ("fetch", "job_timeout_s"),
@@ -196,7 +266,12 @@ def _validated(values: dict[str, Any], origin: str) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc']))} = {problem['input']!r}: {problem['msg']}"
+            f"{'.'.join(map(str, problem['loc']))} = {_shown(problem['input'])}: {problem['msg']}"
             for problem in error.errors()
         )
         raise ConfigError(f"configuration ({origin}): {problems}") from error
+
+
+def _shown(value: object) -> str:
+    """Return a value for a message, without what may be a password in an address."""
+    return re.sub(r"//[^/'\"]*@", "//***@", repr(value))

@@ -70,6 +70,13 @@ class CacheError(CachefsError):
     exit_code = 7
 
 
+class TierError(CachefsError):
+    """An optional tier refused, failed or was too slow: the next one is asked."""
+
+    transient = True
+    exit_code = 4
+
+
 class SlotWriteError(CacheError):
     """The local disk did not take a chunk; the chunk is served without being kept."""
 

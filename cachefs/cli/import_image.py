@@ -9,8 +9,15 @@ from pathlib import Path
 import click
 
 from cachefs.cli.display import print_json, progress, say
-from cachefs.cli.options import LabelType, SizeType, examples, json_option, needed_store_option
-from cachefs.codec.frame import DEFAULT_LEVEL
+from cachefs.cli.options import (
+    LabelType,
+    SizeType,
+    compression_options,
+    examples,
+    json_option,
+    needed_store_option,
+)
+from cachefs.codec.compression import Compression
 from cachefs.errors import NotFoundError, StoreUnavailableError, UsageError
 from cachefs.ingest.convert import format_hint, open_converted
 from cachefs.ingest.importer import DEFAULT_CHUNK_BYTES, ImportOptions
@@ -44,13 +51,7 @@ from cachefs.units import KIB, format_size
 )
 @click.option("--label", "labels", type=LabelType(), multiple=True, help="May be repeated.")
 @click.option("--convert", is_flag=True, help="Make raw of qcow2, vmdk, vhdx and so on (qemu-img).")
-@click.option(
-    "--level",
-    type=click.IntRange(1, 22),
-    default=DEFAULT_LEVEL,
-    show_default=True,
-    help="Of zstd: higher is smaller and slower.",
-)
+@compression_options
 @click.option(
     "--catalog-dir",
     type=click.Path(file_okay=False, path_type=Path),
@@ -66,7 +67,7 @@ def import_image(
     chunk_bytes: int,
     labels: tuple[tuple[str, str], ...],
     convert: bool,
-    level: int,
+    compression: Compression,
     catalog_dir: Path | None,
     as_json: bool,
 ) -> None:
@@ -78,7 +79,10 @@ def import_image(
     store = _open_or_create(store_url)
     check_name_is_free(store, name)
     options = ImportOptions(
-        catalog_dir or default_catalog_folder(store.identity), chunk_bytes, level, dict(labels)
+        catalog_dir or default_catalog_folder(store.identity),
+        chunk_bytes,
+        compression,
+        dict(labels),
     )
     with _open(source, convert) as opened, progress(name, not as_json) as show:
         report = run_import(

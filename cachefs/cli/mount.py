@@ -116,7 +116,11 @@ def _configuration(
         raise UsageError(
             "which store? Give --store URL, set CACHEFS_STORE, or write it into the configuration"
         )
+    from cachefs.codec.compression import parse_compression  # noqa: PLC0415 - zstd, when needed
     from cachefs.store.store import open_store  # noqa: PLC0415 - numpy and zstd only when needed
+
+    if config.l2.codec:
+        parse_compression(config.l2.codec)
 
     opened = open_store(config.store.url)
     folder = Path(config.l1.dir or _default_cache_dir() / opened.identity).absolute()
@@ -261,10 +265,22 @@ def _for_people(status: dict[str, Any]) -> str:
         "chunks": f"{from_l1} from L1 ({share:.1f}%), "
         f"{metrics['miss_chunks']} missed, {metrics['zero_chunks']} zero",
         "fetched": f"{fetched} in {metrics['l3_requests']} requests, {compressed} compressed",
-        "corrupt": f"{metrics['l1_corrupt']} in L1, {metrics['l3_corrupt']} in the store",
+        "corrupt": f"{metrics['l1_corrupt']} in L1, {metrics['l2_corrupt']} in L2, "
+        f"{metrics['l3_corrupt']} in the store",
     }
+    if daemon["l2"]:
+        rows["L2"] = _l2_for_people(daemon["l2"], metrics)
     lines += [f"  {name:<10}{text}" for name, text in rows.items()]
     return "\n".join(lines)
+
+
+def _l2_for_people(l2: dict[str, Any], metrics: dict[str, int]) -> str:
+    state = "left alone, it does not answer" if l2["bypassed_by"] else "in use"
+    trouble = "".join(f"; {l2[name]}" for name in ("error", "advice") if l2[name])
+    return (
+        f"{l2['url']}, {state}: {metrics['l2_chunks']} chunks from it, {metrics['l2_misses']} "
+        f"missed, {metrics['l2_backfilled']} written{trouble}"
+    )
 
 
 COMMANDS = (mount_command, umount_command, status_command, scrub_command)

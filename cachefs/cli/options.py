@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -69,6 +70,40 @@ def _store_option(name: str, required: bool) -> Callable[[_Command], _Command]:
         help="The store: a folder, or file:///path.",
     )
     return lambda command: verbose_option(option(command))
+
+
+def compression_options(command: _Command) -> _Command:
+    """Add --codec, --level and --min-ratio to a command, which gets them as `compression`."""
+    from cachefs.codec.compression import Compression  # noqa: PLC0415 - zstd, when it is needed
+
+    @functools.wraps(command)
+    def with_compression(codec: str, level: int | None, min_ratio: float, **rest: Any) -> Any:
+        compression = Compression(codec, level, min_ratio)
+        compression.check()
+        return command(compression=compression, **rest)
+
+    for option in (
+        click.option(
+            "--min-ratio",
+            type=click.FloatRange(1, 100),
+            default=1.0,
+            show_default=True,
+            help="A chunk that shrinks by less than this is stored plain.",
+        ),
+        click.option(
+            "--level",
+            type=int,
+            help="Of the codec: higher is smaller and slower. zstd takes 1 to 22, 3 by default.",
+        ),
+        click.option(
+            "--codec",
+            default="zstd",
+            show_default=True,
+            help="zstd, lz4, snappy, gzip, none, or one of this site's.",
+        ),
+    ):
+        with_compression = option(with_compression)
+    return cast("_Command", with_compression)
 
 
 def examples(*lines: str) -> str:

@@ -31,10 +31,12 @@ from cachefs.index.folder import CacheFolder, cached_identity, open_folder
 from cachefs.index.manifest_table import ManifestTable
 from cachefs.index.names import Names
 from cachefs.metrics import Metrics
+from cachefs.policy.admit import ScanFilter
 from cachefs.reader import Reader
 from cachefs.store.store import open_store
 from cachefs.tiers.accesses import Accesses
 from cachefs.tiers.board import Board
+from cachefs.tiers.demotion import Demotion
 from cachefs.tiers.hints import Hints
 from cachefs.tiers.pool import FetcherPool
 from cachefs.tiers.scrub import Scrub
@@ -75,7 +77,10 @@ class Daemon:
             folder.lock_fd,
             fetch.job_timeout_s,
             self.metrics,
+            config.l2,
         )
+        if config.l2.url and config.l2.demote:
+            Demotion(cache.l1, self.pool, self.metrics)
         spare = start.run_dir / "manifests"
         spare.mkdir(exist_ok=True)
         self.tables = Tables((folder.manifests_path, spare), self.pool)
@@ -87,7 +92,8 @@ class Daemon:
 
     def operations(self, nursery: trio.Nursery) -> Operations:
         """Return the FUSE operations over all parts; their background work runs in `nursery`."""
-        stack = Stack(self.cache.l1, self.pool, nursery, self.metrics)
+        scans = ScanFilter(self.config.l2.scan_bytes if self.config.l2.url else 0)
+        stack = Stack(self.cache.l1, self.pool, nursery, self.metrics, scans)
         reader = Reader(
             self.cache.l1,
             stack,

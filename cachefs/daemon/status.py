@@ -45,6 +45,7 @@ def describe(
             "free_slots": sum(len(slots.free) for slots in l1.classes.values()),
             "suspect": l1.epoch.suspect_before > 0,
         },
+        "l2": pool.l2.describe(),
         "fetchers": {"pids": sorted(pool.pids), "queued_jobs": pool.queued},
         "metrics": metrics.to_dict(),
         "max_rss_bytes": usage.ru_maxrss * 1024,

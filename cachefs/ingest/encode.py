@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cachefs.codec.frame import encode_frame
+from cachefs.codec.compression import Compression
 from cachefs.ingest.catalog import Place
 from cachefs.ingest.source import Batch
 from cachefs.model.chunk import chunk_id
@@ -39,14 +39,18 @@ class EncodedBatch:
 
 
 def encode_batch(
-    batch: Batch, chunk_bytes: int, level: int, find: FindPlaces, in_hand: Container[bytes]
+    batch: Batch,
+    chunk_bytes: int,
+    compression: Compression,
+    find: FindPlaces,
+    in_hand: Container[bytes],
 ) -> EncodedBatch:
     """Return the batch with the ids of its chunks, and frames of those that are new.
 
     Args:
         batch: What to encode.
         chunk_bytes: The size of its chunks.
-        level: Of the compression.
+        compression: How frames are made.
         find: Tells what the store has already.
         in_hand: Chunks that this import has but the store not yet; may change meanwhile.
     """
@@ -61,7 +65,7 @@ def encode_batch(
     frames: dict[bytes, bytes] = {}
     for identity, plain in zip(ids, plains, strict=True):
         if identity not in places and identity not in frames and identity not in in_hand:
-            frames[identity] = encode_frame(plain, level)
+            frames[identity] = compression.encode(plain)
     return EncodedBatch(batch, chunk_bytes, positions, ids, places, frames)
 
 

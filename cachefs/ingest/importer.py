@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cachefs.codec.frame import DEFAULT_LEVEL, encode_frame
+from cachefs.codec.compression import Compression
 from cachefs.errors import ConflictError
 from cachefs.ingest.catalog import Catalog, open_catalog
 from cachefs.ingest.encode import EncodedBatch, encode_batch
@@ -41,11 +41,11 @@ OnProgress = Callable[[ImportReport], None]
 
 @dataclass(frozen=True, slots=True)
 class ImportOptions:
-    """How to import. `threads`: that hash and compress; `level`: of zstd."""
+    """How to import. `threads`: that hash and compress."""
 
     catalog_folder: Path
     chunk_bytes: int = DEFAULT_CHUNK_BYTES
-    level: int = DEFAULT_LEVEL
+    compression: Compression = field(default_factory=Compression)
     labels: Mapping[str, str] = field(default_factory=dict)
     threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
 
@@ -142,7 +142,11 @@ class _Import:
     def _encode(self, batch: Batch) -> EncodedBatch:
         options = self._options
         return encode_batch(
-            batch, options.chunk_bytes, options.level, self._catalog.find, self._packing.in_hand
+            batch,
+            options.chunk_bytes,
+            options.compression,
+            self._catalog.find,
+            self._packing.in_hand,
         )
 
     def _assemble(self, encoded: EncodedBatch) -> None:
@@ -167,7 +171,7 @@ class _Import:
             else:
                 frame = encoded.frames.get(chunk_id)
                 if frame is None:  # it was in hand or in the catalog, and the catalog failed since
-                    frame = encode_frame(encoded.plain(position), self._options.level)
+                    frame = self._options.compression.encode(encoded.plain(position))
                 location = packing.add(chunk_id, frame, plain_bytes)
                 report.new_bytes += plain_bytes
                 report.new_stored_bytes += len(frame)

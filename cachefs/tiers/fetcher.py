@@ -15,6 +15,7 @@ import pickle
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,10 +39,12 @@ from cachefs.tiers.jobs import (
     Answer,
     ChunkJob,
     ChunksDone,
+    DemoteJob,
     Done,
     Failed,
     Fetched,
     Job,
+    L2Report,
     Listing,
     ListJob,
     Outcome,
@@ -49,6 +52,7 @@ from cachefs.tiers.jobs import (
     Wanted,
     encode,
 )
+from cachefs.tiers.l2.l2 import L2
 from cachefs.tiers.landing import Landing, Plain, SlotWriter
 from cachefs.tiers.ranges import Range, plan_ranges
 from cachefs.units import MIB
@@ -60,8 +64,9 @@ _PR_SET_PDEATHSIG = 1
 class Fetcher:
     """Does jobs against one store."""
 
-    def __init__(self, store_url: str, store_identity: str) -> None:
+    def __init__(self, store_url: str, store_identity: str, l2: L2 | None = None) -> None:
         self._url = store_url
+        self._l2 = l2
         self._identity = store_identity
         self._store: Store | None = None
         self._writer = SlotWriter()
@@ -70,7 +75,13 @@ class Fetcher:
         """Return the answer to a job; a failure is an answer as well."""
         try:
             if isinstance(job, ChunkJob):
+                if self._l2 is not None:
+                    return self._l2.fetch(job, self._land_frame, self._fetch)
                 return self._fetch(job)
+            if isinstance(job, DemoteJob):
+                if self._l2 is not None:
+                    self._l2.demote(job.leaving)
+                return Done(job.number, None)
             if isinstance(job, TableJob):
                 self._write_table(self._open().manifest(job.manifest_id), job.paths)
                 return Done(job.number, None)
@@ -104,6 +115,11 @@ class Fetcher:
                     fetched[member] = failure if alone else self._fetch_alone(job.wanted[member])
                 continue
             frame_bytes += len(data)
+            if self._l2 is not None:
+                for member in planned.members:
+                    wanted = job.wanted[member]
+                    at = wanted.offset - planned.offset
+                    self._l2.offer(wanted, data[at : at + wanted.frame_bytes])
             self._land(job.wanted, planned, data, fetched)
         return ChunksDone(job.number, tuple(fetched), len(ranges), frame_bytes)
 
@@ -112,9 +128,16 @@ class Fetcher:
             data = self._open().frames(wanted.pack, wanted.offset, wanted.frame_bytes)
         except CachefsError as error:
             return _failure(error)
+        if self._l2 is not None:
+            self._l2.offer(wanted, memoryview(data))
+        return self._land_frame(wanted, memoryview(data))
+
+    def _land_frame(self, wanted: Wanted, frame: memoryview) -> Fetched:
+        """Land one frame, wherever it comes from."""
         fetched = [Fetched(Outcome.UNAVAILABLE)]
-        alone = Range(wanted.pack, wanted.offset, wanted.frame_bytes, [0])
-        self._land([wanted], alone, memoryview(data), fetched)
+        alone = Range(wanted.pack, wanted.offset, len(frame), [0])
+        # In L2 it may have another codec than in its pack, and so another length.
+        self._land([wanted._replace(frame_bytes=len(frame))], alone, frame, fetched)
         return fetched[0]
 
     def _land(
@@ -218,6 +241,33 @@ def die_with_parent(parent_pid: int) -> None:
         sys.exit(1)
 
 
+class _Line:
+    """The way back to the daemon, for the fetcher and the threads of its L2."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def send(self, message: Answer | L2Report) -> None:
+        with self._lock:
+            self._connection.sendall(encode(message))
+
+
+def _open_l2(settings: str, line: _Line) -> L2 | None:
+    """Return a started L2. One that cannot be made is done without: a mount works without it."""
+    from cachefs.config import L2Section  # noqa: PLC0415 - pydantic, only where there is an L2
+    from cachefs.tiers.l2.build import open_l2  # noqa: PLC0415 - and the server's library
+
+    try:
+        l2 = open_l2(L2Section.model_validate_json(settings))
+    except (CachefsError, OSError) as error:
+        logger.warning("working without L2: %s", error)
+        return None
+    l2.send = line.send
+    l2.start()
+    return l2
+
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_HEAP_BYTES = 32 * MIB
 """The most that glibc takes for a threshold; a job has at most 4 MiB of chunks at a time."""
@@ -235,16 +285,20 @@ def keep_freed_memory() -> None:
 
 
 def main() -> None:
-    """Run a fetcher: `fetcher SOCKET_FD PARENT_PID STORE_URL STORE_IDENTITY`."""
-    fd, parent_pid, url, identity = sys.argv[1:5]
+    """Run a fetcher: `fetcher SOCKET_FD PARENT_PID STORE_URL STORE_IDENTITY [L2_SETTINGS]`."""
+    fd, parent_pid, url, identity, *l2_settings = sys.argv[1:]
     die_with_parent(int(parent_pid))
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is the supervisor's
     logging.basicConfig(level=logging.WARNING, format="fetcher: %(message)s")
-    fetcher = Fetcher(url, identity)
     with socket.socket(fileno=int(fd)) as connection:
+        line = _Line(connection)
+        l2 = _open_l2(l2_settings[0], line) if l2_settings else None
+        fetcher = Fetcher(url, identity, l2)
         while (job := _receive(connection)) is not None:
-            connection.sendall(encode(fetcher.answer(job)))
+            line.send(fetcher.answer(job))
+            if l2 is not None:
+                l2.after_answer()
 
 
 if __name__ == "__main__":

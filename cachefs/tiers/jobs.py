@@ -38,6 +38,8 @@ class Wanted(NamedTuple):
     frame_bytes: int
     segment: str
     position: int
+    is_scan: bool = False
+    """Part of a long sequential run: not for L2."""
 
 
 class Fetched(NamedTuple):
@@ -46,6 +48,7 @@ class Fetched(NamedTuple):
     outcome: Outcome
     plain: bytes = b""
     message: str = ""
+    from_l2: bool = False
 
 
 KEPT = Fetched(Outcome.KEPT)
@@ -103,9 +106,26 @@ class Listing:
     broken: dict[str, str]
 
 
+class Leaving(NamedTuple):
+    """A chunk that L1 gives up; its bytes lie in the slot until that is filled again."""
+
+    chunk_id: bytes
+    plain_bytes: int
+    segment: str
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class DemoteJob:
+    """See to it that L2 has these chunks, behind the answer."""
+
+    number: int
+    leaving: tuple[Leaving, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The answer to a TableJob (result None) or a ListJob."""
+    """The answer to a TableJob, a DemoteJob (result None) or a ListJob."""
 
     number: int
     result: Listing | None
@@ -119,7 +139,22 @@ class Failed:
     error: Exception
 
 
-Job = ChunkJob | TableJob | ListJob
+@dataclass(frozen=True, slots=True)
+class L2Report:
+    """What a fetcher tells of L2, unasked.
+
+    `counts`: what to add to the metrics of these names. `queued_bytes` and `is_bypassed`: as it is
+    now. `error`: of the last failure, empty when all is well. `advice`: for the operator.
+    """
+
+    counts: dict[str, int]
+    queued_bytes: int
+    is_bypassed: bool
+    error: str
+    advice: str
+
+
+Job = ChunkJob | TableJob | ListJob | DemoteJob
 Answer = ChunksDone | Done | Failed
 
 
@@ -127,7 +162,7 @@ def _chunk_job(number: int, rows: tuple[tuple[Any, ...], ...]) -> ChunkJob:
     return ChunkJob(number, tuple(map(Wanted._make, rows)))
 
 
-def encode(message: Job | Answer) -> bytes:
+def encode(message: Job | Answer | L2Report) -> bytes:
     """Return a message with its length before it."""
     data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
     return LENGTH.pack(len(data)) + data

@@ -139,6 +139,7 @@ class Keeper:
         placement = None if chunk_id is None else self._l1.find(chunk_id)
         if chunk_id is None or placement is None or placement.slot != slot:
             return False
+        self._l1.on_leaving(chunk_id, placement)
         self._l1.drop(chunk_id, slot)
         self._l1.metrics.evicted_chunks += 1
         return True

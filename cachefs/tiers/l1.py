@@ -68,6 +68,8 @@ class L1:
         """Set when slots became free; replaced by the keeper."""
         self.on_emptied: Callable[[int], None] = lambda _: None
         """The keeper's: a slot lost its chunk and is to be freed after the commit."""
+        self.on_leaving: Callable[[bytes, Placement], None] = lambda *_: None
+        """Called before a chunk is given up for others."""
         self.digest: Callable[[], object] = lambda: None
         """Tells the policy what the lane has answered; for who is about to ask the policy."""
         self._make_policy = make_policy

@@ -23,9 +23,11 @@ from typing import Any
 
 import trio
 
+from cachefs.config import L2Section
 from cachefs.errors import StoreUnavailableError
 from cachefs.metrics import Metrics
-from cachefs.tiers.jobs import LENGTH, Answer, ChunkJob, Failed, Job, encode
+from cachefs.tiers.jobs import LENGTH, Answer, ChunkJob, Failed, Job, L2Report, encode
+from cachefs.tiers.l2.watch import L2Watch
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +67,13 @@ class FetcherPool:
         lock_fd: int,
         job_timeout_s: float,
         metrics: Metrics,
+        l2: L2Section | None = None,
     ) -> None:
-        self._arguments = (store_url, store_identity)
+        self._arguments = [store_url, store_identity]
+        if l2 is not None and l2.url:
+            # Seen by everybody in `ps`: it says where a password is, never what it is.
+            self._arguments.append(l2.model_dump_json())
+        self.l2 = L2Watch("" if l2 is None else l2.url, metrics)
         self.count = count
         self._lock_fd = lock_fd
         self._job_timeout_s = job_timeout_s
@@ -144,6 +151,7 @@ class FetcherPool:
                 await _wait_for_end(running.process)
                 await running.stream.aclose()
             self.pids.discard(running.process.pid)
+            self.l2.gone(running.process.pid)
             self._take_back(running)
 
     async def _until(
@@ -203,8 +211,11 @@ class FetcherPool:
                 end = LENGTH.size + LENGTH.unpack_from(buffer)[0]
                 if len(buffer) < end:
                     break
-                answer: Answer = pickle.loads(memoryview(buffer)[LENGTH.size : end])
+                answer: Answer | L2Report = pickle.loads(memoryview(buffer)[LENGTH.size : end])
                 del buffer[:end]
+                if isinstance(answer, L2Report):
+                    self.l2.report(running.process.pid, answer)
+                    continue
                 ticket = running.tickets.pop(answer.number)
                 running.room.set()
                 ticket.done(answer)

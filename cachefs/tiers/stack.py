@@ -27,6 +27,7 @@ from cachefs.errors import (
 )
 from cachefs.metrics import Metrics
 from cachefs.model.chunk import ChunkRef
+from cachefs.policy.admit import ScanFilter
 from cachefs.tiers.flight import Flight
 from cachefs.tiers.jobs import Answer, ChunkJob, ChunksDone, Fetched, Outcome, Wanted
 from cachefs.tiers.l1 import L1
@@ -55,7 +56,15 @@ _LONGEST_PAUSE_S = 2.0
 class Stack:
     """Single flight over an L1 and a pool of fetchers."""
 
-    def __init__(self, l1: L1, pool: FetcherPool, nursery: trio.Nursery, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        l1: L1,
+        pool: FetcherPool,
+        nursery: trio.Nursery,
+        metrics: Metrics,
+        scans: ScanFilter | None = None,
+    ) -> None:
+        self._scans = scans or ScanFilter(0)
         self._l1 = l1
         self._pool = pool
         self._nursery = nursery
@@ -164,7 +173,14 @@ class Stack:
     def _wanted(self, ref: ChunkRef, slot: int | None) -> Wanted:
         segment, position = ("", 0) if slot is None else self._l1.target(slot)
         return Wanted(
-            ref.id, ref.plain_bytes, ref.pack, ref.offset, ref.frame_bytes, segment, position
+            ref.id,
+            ref.plain_bytes,
+            ref.pack,
+            ref.offset,
+            ref.frame_bytes,
+            segment,
+            position,
+            self._scans.is_scan(ref.pack, ref.offset, ref.frame_bytes),
         )
 
     def _answered(self, pairs: list[tuple[Flight, int | None]], answer: Answer) -> None:
@@ -182,8 +198,7 @@ class Stack:
     def _chunk_answered(self, flight: Flight, slot: int | None, result: Fetched) -> None:
         ref = flight.ref
         if result.outcome is Outcome.KEPT and slot is not None:
-            self._metrics.l3_chunks += 1
-            self._metrics.l3_plain_bytes += ref.plain_bytes
+            self._count(result, ref.plain_bytes)
             slot = self._l1.landed(slot, ref.id, ref.plain_bytes)
             if flight.waiters:
                 self._l1.pin(slot)
@@ -193,14 +208,21 @@ class Stack:
         if slot is not None:
             self._l1.give_back(slot)
         if result.outcome is Outcome.UNKEPT:
-            self._metrics.l3_chunks += 1
-            self._metrics.l3_plain_bytes += ref.plain_bytes
+            self._count(result, ref.plain_bytes)
             self._metrics.unkept_chunks += 1
             self._metrics.l1_errors += slot is not None
             flight.plain = result.plain
             self._end(flight)
         else:
             self._failed(flight, result)
+
+    def _count(self, result: Fetched, plain_bytes: int) -> None:
+        if result.from_l2:
+            self._metrics.l2_chunks += 1
+            self._metrics.l2_plain_bytes += plain_bytes
+        else:
+            self._metrics.l3_chunks += 1
+            self._metrics.l3_plain_bytes += plain_bytes
 
     def _failed(self, flight: Flight, result: Fetched) -> None:
         """Try again what may get better while somebody waits; end the flight else."""

@@ -42,7 +42,7 @@ def test_a_frame_of_another_length_is_refused() -> None:
         decode_frame(encode_frame(NOISE), 4095)
 
 
-@pytest.mark.parametrize(("codec", "version"), [(2, 1), (ZSTD, 2), (255, 255)])
+@pytest.mark.parametrize(("codec", "version"), [(5, 1), (ZSTD, 2), (255, 255)])
 def test_a_later_codec_or_version_asks_for_a_newer_cachefs(codec: int, version: int) -> None:
     frame = HEADER.pack(codec, version, 0, 4) + b"abcd"
     with pytest.raises(FormatError, match="newer cachefs"):

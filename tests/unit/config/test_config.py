@@ -52,6 +52,13 @@ def test_the_command_line_is_above_the_file(tmp_path: Path) -> None:
         ("[fetch]\nread_deadline_s = inf", ["fetch.read_deadline_s", "inf", "3600"]),
         ("[fetch]\njob_timeout_s = 7201", ["fetch.job_timeout_s", "7200"]),
         ("[store]\nrefresh_s = 0", ["store.refresh_s", "equal to 0.1"]),
+        ("[l2]\ntimeout_s = 0", ["l2.timeout_s", "0.001"]),
+        ("[l2]\nretries = 6", ["l2.retries", "equal to 5"]),
+        ('[l2]\nurl = "http://a"', ["l2.url", "redis, rediss"]),
+        ('[l2]\npassword_file = "here"', ["l2.password_file", "from / on"]),
+        ('[l2]\nkey_prefix = "a b"', ["l2.key_prefix", "a b"]),
+        ('[l2]\ncodec = "zstd:fast"', ["l2.codec", "zstd:fast"]),
+        ('[l2]\npassword = "x"', ["l2.password", "not permitted"]),
         ("[mount]\nmax_read_bytes = 4095", ["mount.max_read_bytes", "4096"]),
         ("[mount]\nmax_read_bytes = 1048577", ["mount.max_read_bytes", "1048576"]),
         ('[mount]\nallow_other = "maybe"', ["mount.allow_other", "maybe", "boolean"]),
@@ -137,3 +144,15 @@ def test_a_configuration_survives_its_way_to_the_daemon(refresh_s: float) -> Non
     again = Config.model_validate_json(found.model_dump_json())
     assert again == found
     assert math.isclose(again.store.refresh_s, refresh_s)
+
+
+@pytest.mark.parametrize("host", ["a", "user:pass@a/1", "a,b"])
+def test_no_message_repeats_a_password(tmp_path: Path, host: str) -> None:
+    path = tmp_path / "cachefs.toml"
+    path.write_text(f'[l2]\nurl = "redis://me:hidden@{host}"\n')
+    with pytest.raises(ConfigError, match="password_file") as caught:
+        load_config(path, {})
+    assert "hidden" not in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, parse_mount_options("l2=redis://me:hidden@" + host.replace(",", "")))
+    assert "hidden" not in str(caught.value)

@@ -1,0 +1,129 @@
+"""L2 as a fetcher uses it: ask for a whole batch, then the store for the rest, then write behind.
+
+What L2 answers is landed like a frame from the store: decoded within bounds and compared with its
+id. What fails that is missing, is fetched from the store, and is written over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from cachefs.errors import TierError
+from cachefs.tiers.jobs import ChunkJob, ChunksDone, Fetched, L2Report, Leaving, Outcome, Wanted
+from cachefs.tiers.l2.background import Background
+from cachefs.tiers.l2.bounded import Hedged
+from cachefs.tiers.l2.breaker import Breaker, BypassedError, State
+from cachefs.tiers.l2.counts import READING, Counts
+from cachefs.tiers.l2.seam import FrameTier
+
+Land = Callable[[Wanted, memoryview], Fetched]
+FetchFromStore = Callable[[ChunkJob], ChunksDone]
+
+_LANDED = (Outcome.KEPT, Outcome.UNKEPT)
+
+
+class L2:
+    """One fetcher's way to L2. Not thread-safe: the fetcher's only thread."""
+
+    def __init__(
+        self,
+        tier: FrameTier,
+        breaker: Breaker,
+        wait_s: float,
+        make_background: Callable[[Counts, Callable[[], None]], Background],
+        hedged: Hedged | None = None,
+    ) -> None:
+        self._tier = tier
+        self._breaker = breaker
+        self._wait_s = wait_s
+        self._hedged = hedged
+        self._counts = Counts()
+        self._background = make_background(self._counts, self.report)
+        self._offered: dict[bytes, tuple[memoryview, int]] = {}
+        self._behind: list[tuple[bytes, memoryview, int]] = []
+        self.send: Callable[[L2Report], None] = lambda _: None
+        """Where reports go, from any thread."""
+        breaker.on_change = self._background.wake
+
+    def start(self) -> None:
+        """Connect, and begin to work in the background."""
+        self._background.start()
+
+    def fetch(self, job: ChunkJob, land: Land, fetch_from_store: FetchFromStore) -> ChunksDone:
+        """Return the answer to a job: from here what is here and right, from the store the rest."""
+        fetched: list[Fetched | None] = [None] * len(job.wanted)
+        corrupt: set[bytes] = set()
+        for index, frame in enumerate(self._frames([w.chunk_id for w in job.wanted])):
+            if frame is None:
+                continue
+            wanted = job.wanted[index]
+            landed = land(wanted, memoryview(frame))
+            if landed.outcome in _LANDED:
+                fetched[index] = landed._replace(from_l2=True)
+            else:
+                corrupt.add(wanted.chunk_id)
+        self._counts.add("l2_corrupt", len(corrupt))
+        rest = [index for index, result in enumerate(fetched) if result is None]
+        requests = frame_bytes = 0
+        if rest:
+            done = fetch_from_store(ChunkJob(job.number, tuple(job.wanted[i] for i in rest)))
+            requests, frame_bytes = done.requests, done.frame_bytes
+            for index, result in zip(rest, done.fetched, strict=True):
+                fetched[index] = result
+                if result.outcome in _LANDED:
+                    self._choose(
+                        job.wanted[index], is_replaced=job.wanted[index].chunk_id in corrupt
+                    )
+        self._offered.clear()
+        self.report()
+        answers = tuple(result for result in fetched if result is not None)
+        return ChunksDone(job.number, answers, requests, frame_bytes)
+
+    def offer(self, wanted: Wanted, frame: memoryview) -> None:
+        """Take note of a frame that came from the store for the job that is being done."""
+        self._offered[wanted.chunk_id] = (frame, wanted.plain_bytes)
+
+    def after_answer(self) -> None:
+        """Queue what the last job brought; the answer has been sent."""
+        if self._behind:
+            self._background.add(self._behind)
+            self._behind = []
+
+    def demote(self, leaving: Sequence[Leaving]) -> None:
+        """See to it that L2 has these chunks, some time soon."""
+        self._background.demote(leaving)
+
+    def report(self) -> None:
+        """Tell the daemon what is new, if anything."""
+        is_bypassed = self._breaker.state is not State.CLOSED
+        report = self._counts.report(self._background.queued_bytes, is_bypassed=is_bypassed)
+        if report is not None:
+            self.send(report)
+
+    def _frames(self, ids: Sequence[bytes]) -> Sequence[bytes | None]:
+        unknown: list[bytes | None] = [None] * len(ids)
+        hedges = self._hedged.hedges if self._hedged else 0
+        try:
+            frames = self._tier.get(ids, self._wait_s)
+        except BypassedError:
+            self._counts.add("l2_bypassed", len(ids))
+            return unknown
+        except TierError as error:
+            self._counts.failed(READING, error)
+            return unknown
+        finally:
+            if self._hedged:
+                self._counts.add("l2_hedges", self._hedged.hedges - hedges)
+        self._counts.went_well(READING)
+        self._counts.add("l2_misses", sum(frame is None for frame in frames))
+        return frames
+
+    def _choose(self, wanted: Wanted, *, is_replaced: bool) -> None:
+        """Keep a landed frame for the back-fill, unless it came by in a scan."""
+        offered = self._offered.get(wanted.chunk_id)
+        if offered is None:
+            return
+        if wanted.is_scan and not is_replaced:
+            self._counts.add("l2_scan_chunks")
+        else:
+            self._behind.append((wanted.chunk_id, *offered))
