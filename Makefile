@@ -45,6 +45,13 @@ test: setup ## the whole test suite (PYTEST_ARGS="-k name" for a part)
 guest: setup-bench ## boot a full Debian guest from a mounted image in qemu (minutes)
 	$(BIN)/python -m pytest -m guest $(PYTEST_ARGS)
 
+.PHONY: stress
+stress: export CACHEFS_STRESS_S = 60
+stress: export CACHEFS_KILLS = 100
+stress: export CACHEFS_LONGEST_READ_S = 2
+stress: setup ## a minute of eviction under comparison, a hundred kills under load
+	$(BIN)/python -m pytest tests/mount/test_lane_hits.py tests/fault/test_mount_kills.py $(PYTEST_ARGS)
+
 C_WARNINGS := -std=gnu11 -Wall -Wextra -Wshadow -Wstrict-prototypes -Wpointer-arith -Wvla -Wundef -Wformat=2 -Werror
 check: setup ## format, lint, types, layers, and more warnings for C
 	$(BIN)/ruff format --check .

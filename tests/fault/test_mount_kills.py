@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -15,7 +16,8 @@ pytestmark = pytest.mark.mount
 
 KILLS = int(os.environ.get("CACHEFS_KILLS", "20"))
 """`make stress` makes it 100."""
-LONGEST_READ_S = 2.0
+LONGEST_READ_S = float(os.environ.get("CACHEFS_LONGEST_READ_S", "6"))
+"""2 on a machine that has nothing else to do; a daemon needs half a second of it to start."""
 # A quarter of the image: most reads miss, many hit.
 QUOTA = "quota=8MiB"
 
@@ -29,7 +31,7 @@ def mount(mounts: Mounts, images: Images) -> Mount:
 @pytest.fixture
 def fio(mount: Mount) -> Iterator[Fio]:
     """An endless run of checked random reads, 16 at a time, past the page cache."""
-    running = Fio(mount / "pattern", "libaio", 16, "--io_size=1T")
+    running = Fio(mount / "pattern", passes=1000)
     try:
         yield running
     finally:
@@ -52,12 +54,11 @@ def wait_for_reads(mount: Mount, fio: Fio, count: int) -> None:
 def test_the_daemon_is_killed_many_times(mount: Mount, fio: Fio) -> None:
     choice = random.Random(1)
     hits = 0
-    for number in range(KILLS):
-        wait_for_reads(mount, fio, choice.choice([1, 20, 200]))
-        hits += mount.metrics()["lane_hits"]
-        pid = mount.status()["daemon"]["pid"] if number == 0 else mount.daemon_pid()
-        os.kill(pid, signal.SIGKILL)
-        wait_for(lambda pid=pid: not exists(pid), "the end of the daemon")  # type: ignore[misc]
+    for _ in range(KILLS):
+        time.sleep(choice.uniform(0, 1.5))
+        assert fio.is_running(), fio.result()
+        hits = mount.supervised()["lane"]["reads"]["hits"]
+        mount.kill_daemon_and_wait()
     wait_for_reads(mount, fio, 200)
     assert fio.stop() > KILLS * 16
     assert fio.longest_s < LONGEST_READ_S
