@@ -81,13 +81,16 @@ def make_cold(store: Path, mountpoint: Path, work: Path, round_number: int, size
     """Import another image that nobody has read."""
     image = work / "cold.img"
     with image.open("wb") as file:
-        file.write(os.urandom(8) + f"round {round_number}".encode())
+        file.write(bytes(round_number + 1))
         for _ in range(size_mib):
             file.write(os.urandom(MIB // 2) + bytes(range(256)) * (MIB // 512))
     mounts.import_image(store, image, "cold")
-    while (mountpoint / "cold").stat().st_size != image.stat().st_size:
+    wanted = image.stat().st_size
+    cold = mountpoint / "cold"
+    while not cold.exists() or cold.stat().st_size != wanted:
         time.sleep(0.1)
-    time.sleep(3)  # the next listing has come, and the writes have gone
+    os.sync()
+    time.sleep(3)  # the next listing has come: the new version is shown
 
 
 @click.command()
