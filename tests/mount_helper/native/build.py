@@ -11,7 +11,8 @@ import pytest
 HERE = Path(__file__).parent
 MOUNT_HELPER = HERE.parents[2] / "mount_helper"
 WARNINGS = shlex.split(
-    "-std=gnu11 -Wall -Wextra -Wshadow -Wstrict-prototypes -Wpointer-arith -Wvla -Wundef -Wformat=2 -Werror"
+    "-std=gnu11 -Wall -Wextra -Wshadow -Wstrict-prototypes -Wpointer-arith -Wvla -Wundef"
+    " -Wformat=2 -Werror"
 )
 SANITIZERS = {
     # gcc says that the thread sanitizer knows no fences. It sees more races then, not fewer.
@@ -46,7 +47,9 @@ def build(folder: Path, sanitizer: str, sources: list[Path], *arguments: str) ->
     return program
 
 
-def run(program: Path, *arguments: object, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+def run(
+    program: Path, *arguments: object, timeout_s: float = 60
+) -> subprocess.CompletedProcess[str]:
     command = [str(program), *map(str, arguments)]
     return subprocess.run(
         command, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout_s, check=False
