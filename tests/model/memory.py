@@ -84,7 +84,7 @@ def _join(one: View, other: View) -> View:
 
 
 def _moved(view: View, location: int, to: int) -> View:
-    return view[:location] + (max(view[location], to),) + view[location + 1 :]
+    return (*view[:location], max(view[location], to), *view[location + 1 :])
 
 
 class Explorer:
@@ -156,12 +156,12 @@ class Explorer:
                     yield Violation(thread.program, operation.result, thread.seen)
                 continue
             for memory, moved in self._steps(state.memory, thread, operation):
-                threads = state.threads[:number] + (moved,) + state.threads[number + 1 :]
+                threads = (*state.threads[:number], moved, *state.threads[number + 1 :])
                 yield State(memory, threads, state.deaths)
             if state.deaths and thread.program in self._mortal:
                 newest = tuple(len(messages) - 1 for messages in state.memory)
                 successor = Thread(self._mortal[thread.program], (), newest, newest, newest)
-                threads = state.threads[:number] + (successor,) + state.threads[number + 1 :]
+                threads = (*state.threads[:number], successor, *state.threads[number + 1 :])
                 yield State(state.memory, threads, state.deaths - 1)
 
     def _steps(
@@ -177,7 +177,7 @@ class Explorer:
             view = _moved(thread.view, location, len(messages))
             released = view if operation.order is Order.RELEASE else thread.fenced
             message = (operation.value, _moved(released, location, len(messages)))
-            stored = memory[:location] + ((*messages, message),) + memory[location + 1 :]
+            stored = (*memory[:location], (*messages, message), *memory[location + 1 :])
             pending = _join(thread.pending, view)
             yield stored, Thread(thread.program, (*thread.seen, 0), view, pending, thread.fenced)
             return

@@ -143,7 +143,7 @@ def is_right(result: object) -> bool:
     if not isinstance(result, tuple):
         return True  # a daemon
     chunk, got = result
-    return bool(got == REFUSED or got == (chunk, chunk))
+    return bool(got in (REFUSED, (chunk, chunk)))
 
 
 def explorer(wrong: Wrong | None, chunk: str, chunks: str, deaths: int) -> Explorer:

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from tests.model import images, segments, slots
+from tests.model.memory import Explorer
 
 DEPTH = int(os.environ.get("MODEL_DEPTH", "1"))
 """`make model` looks deeper: more chunks one after the other, more daemons that die."""
@@ -35,7 +36,7 @@ def test_a_chunk_that_is_there_can_be_filled_in_once_more(chunk: str) -> None:
         yield from slot.publish("A")  # something else is there: nothing is said
 
     programs = {"daemon": daemon, "reader": slot.reader(chunk)}
-    explorer = slots.Explorer(slots.Slot.initial, programs, ["daemon", "reader"], slots.is_right)
+    explorer = Explorer(slots.Slot.initial, programs, ["daemon", "reader"], slots.is_right)
     assert explorer.violation() is None
     assert (chunk, (chunk, chunk)) in explorer.accepted
 

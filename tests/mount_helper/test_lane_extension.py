@@ -1,4 +1,4 @@
-"""The extension module itself, with the address sanitizer: what module.c and board.c do for Python."""
+"""The extension module under the address sanitizer: what module.c and board.c do for Python."""
 
 import os
 import subprocess
