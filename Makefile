@@ -46,8 +46,8 @@ guest: setup-bench ## boot a full Debian guest from a mounted image in qemu (min
 	$(BIN)/python -m pytest -m guest $(PYTEST_ARGS)
 
 .PHONY: model sanitize fuzz
-model: setup ## the model of the board's protocols, deeper than `make test` does
-	MODEL_DEPTH=2 $(BIN)/python -m pytest tests/model $(PYTEST_ARGS)
+model: setup ## the model of the board's protocols, deeper than `make test` does (minutes)
+	MODEL_DEPTH=2 $(BIN)/python -m pytest --timeout 3600 tests/model $(PYTEST_ARGS)
 
 sanitize: setup ## the lane and the board under sanitizers, a minute each
 	STRESS_SECONDS=60 FUZZ_SECONDS=60 $(BIN)/python -m pytest --timeout 300 $(PYTEST_ARGS) \
