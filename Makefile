@@ -52,6 +52,20 @@ stress: export CACHEFS_LONGEST_READ_S = 2
 stress: setup ## a minute of eviction under comparison, a hundred kills under load
 	$(BIN)/python -m pytest tests/mount/test_lane_hits.py tests/fault/test_mount_kills.py $(PYTEST_ARGS)
 
+.PHONY: model sanitize fuzz
+model: setup ## the model of the board's protocols, deeper than `make test` does (minutes)
+	MODEL_DEPTH=2 $(BIN)/python -m pytest --timeout 3600 tests/model $(PYTEST_ARGS)
+
+sanitize: setup ## the lane and the board under sanitizers, a minute each
+	STRESS_SECONDS=60 FUZZ_SECONDS=60 $(BIN)/python -m pytest --timeout 300 $(PYTEST_ARGS) \
+	    tests/mount_helper/test_board_stress.py tests/mount_helper/test_lane_fuzz.py tests/mount_helper/test_lane_extension.py
+
+FUZZ_SECONDS ?= 300
+FUZZ_SEEDS ?= 1
+fuzz: setup ## random requests and lying daemons against the lane (FUZZ_SECONDS, FUZZ_SEEDS=1,2,3)
+	FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_SEEDS=$(FUZZ_SEEDS) $(BIN)/python -m pytest $(PYTEST_ARGS) \
+	    tests/mount_helper/test_lane_fuzz.py
+
 C_WARNINGS := -std=gnu11 -Wall -Wextra -Wshadow -Wstrict-prototypes -Wpointer-arith -Wvla -Wundef -Wformat=2 -Werror
 check: setup ## format, lint, types, layers, and more warnings for C
 	$(BIN)/ruff format --check .
@@ -60,6 +74,7 @@ check: setup ## format, lint, types, layers, and more warnings for C
 	$(BIN)/lint-imports
 	$(CC) -fsyntax-only $(C_WARNINGS) -isystem $$($(BIN)/python -c \
 	    'import sysconfig; print(sysconfig.get_path("include"))') mount_helper/*.c
+	$(CC) -fsyntax-only $(C_WARNINGS) tests/mount_helper/native/*.c
 	$(CC) -fsyntax-only $(C_WARNINGS) $$(pkg-config --cflags fuse3) bench/servers/*.c
 
 # Open to all, because some tests run a process as nobody.

@@ -236,6 +236,12 @@ static void unset_image(struct board_image *entry) {
     atomic_thread_fence(memory_order_seq_cst); /* nobody believes the entry from here on */
 }
 
+/* Make a table's memory all zeros, and free. */
+static int clear_table(BoardObject *owner, uint64_t at, uint64_t size) {
+    off_t position = (off_t)(offsetof(struct board, tables) + at);
+    return size ? fallocate(owner->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, position, (off_t)size) : 0;
+}
+
 static PyObject *Board_unset_image(PyObject *self, PyObject *argument) {
     BoardObject *owner = (BoardObject *)self;
     uint64_t number;
@@ -246,13 +252,12 @@ static PyObject *Board_unset_image(PyObject *self, PyObject *argument) {
     struct board_image *entry = &owner->board->images[number];
     unset_image(entry);
     uint64_t at = atomic_load(&entry->table_at), size = atomic_load(&entry->table_bytes);
-    if (size && fallocate(owner->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                          (off_t)(offsetof(struct board, tables) + at), (off_t)size) < 0)
+    if (clear_table(owner, at, size) < 0)
         return PyErr_SetFromErrno(PyExc_OSError);
     Py_RETURN_NONE;
 }
 
-/* The table's memory has to be all zeros: it never was another's, or that one was unset. */
+/* The table's memory is cleared again: a daemon may have died between its unset of another image and the clearing. */
 static PyObject *Board_set_image(PyObject *self, PyObject *const *arguments, Py_ssize_t count) {
     struct board *board = board_of(self);
     uint64_t of[6]; /* number, inode, size_bytes, chunk_shift, table_at, table_bytes */
@@ -263,6 +268,8 @@ static PyObject *Board_set_image(PyObject *self, PyObject *const *arguments, Py_
         return PyErr_Format(PyExc_ValueError, "this cannot be an image's entry");
     struct board_image *entry = &board->images[of[0]];
     unset_image(entry);
+    if (clear_table((BoardObject *)self, of[4], of[5]) < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
     atomic_store_explicit(&entry->inode, of[1], memory_order_relaxed);
     atomic_store_explicit(&entry->size_bytes, of[2], memory_order_relaxed);
     atomic_store_explicit(&entry->chunk_shift, (unsigned)of[3], memory_order_relaxed);

@@ -190,12 +190,12 @@ static inline void board_fill(struct board_slot *slot, struct board_tag tag) {
     atomic_store_explicit(&slot->tag[1], tag.word[1], memory_order_release);
 }
 
-/* Writer. To be called before the slot's bytes may change, in whatever way. */
+/*
+ * Writer. To be called before the slot's bytes may change, in whatever way. It counts also when the tag is 0 already: a
+ * daemon that died in the middle of this had cleared the tag and counted nothing.
+ */
 static inline void board_empty(struct board_slot *slot) {
     uint64_t generation = atomic_load_explicit(&slot->generation, memory_order_relaxed);
-    if (!atomic_load_explicit(&slot->tag[0], memory_order_relaxed) &&
-        !atomic_load_explicit(&slot->tag[1], memory_order_relaxed))
-        return; /* nobody can have found anything there since it was emptied */
     atomic_store_explicit(&slot->tag[0], 0, memory_order_release);
     atomic_store_explicit(&slot->tag[1], 0, memory_order_release);
     atomic_store_explicit(&slot->generation, generation + 1, memory_order_release);

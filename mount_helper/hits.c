@@ -430,8 +430,10 @@ int lane_set_segment(struct lane *lane, uint32_t number, int fd) {
                                                       : fcntl(fd, F_DUPFD_CLOEXEC, 3);
     if (own < 0)
         return errno;
-    lane->segment_fds[number] = own;
-    atomic_store_explicit(&lane->has_segment[number], true, memory_order_release);
+    if (!atomic_load(&lane->has_segment[number])) { /* else it is the same number, and readers read it */
+        lane->segment_fds[number] = own;
+        atomic_store_explicit(&lane->has_segment[number], true, memory_order_release);
+    }
     atomic_store_explicit(&segment->device, status.st_dev, memory_order_release);
     atomic_store_explicit(&segment->inode, status.st_ino, memory_order_release);
     return 0;

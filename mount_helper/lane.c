@@ -789,8 +789,10 @@ int lane_attach(struct lane *lane, int fd, bool is_direct) {
     }
     pthread_mutex_unlock(&lane->mutex);
     wake_carrier(lane);
-    if (error)
+    if (error) {
         free(daemon);
+        close(fd);
+    }
     return error;
 }
 
@@ -850,8 +852,11 @@ void lane_close(struct lane *lane) {
     munmap(lane->board, BOARD_BYTES);
     free(lane->init);
     free(lane->reply_pages);
-    for (int i = 0; i < MAX_DAEMONS; i++)
-        free(lane->daemons[i]); /* only if it never ran */
+    for (int i = 0; i < MAX_DAEMONS; i++) /* only if it never ran */
+        if (lane->daemons[i]) {
+            close(lane->daemons[i]->fd);
+            free(lane->daemons[i]);
+        }
     pthread_mutex_destroy(&lane->mutex);
     pthread_cond_destroy(&lane->changed);
     pthread_mutex_destroy(&lane->crew.mutex);
