@@ -1,3 +1,4 @@
+import random
 import time
 from collections import OrderedDict
 
@@ -203,3 +204,31 @@ def test_growing_keeps_what_is_there() -> None:
     policy.grow(10)
     policy.insert(9)
     assert policy.victims(10, nothing) == [0, 1, 2, 9]
+
+
+def test_a_batch_of_touches_is_as_touches_one_by_one() -> None:
+    one, many = Lru(Ticks()), Lru(Ticks())
+    choice = random.Random(4)
+    for policy in (one, many):
+        policy.grow(64)
+        for slot in range(0, 64, 2):
+            policy.insert(slot)
+    for _ in range(50):
+        batch = [choice.randrange(80) for _ in range(choice.randrange(40))]
+        for slot in batch:
+            if slot < 64 and one.holds(slot):
+                one.touch(slot)
+        many.touch_many(np.array(batch, np.uint32))
+        assert one.victims(5, lambda _: False) == many.victims(5, lambda _: False)
+    assert not many.holds(1)
+
+
+def test_a_batch_at_the_end_of_the_clock_keeps_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cachefs.policy.evict.lru._LAST_TICK", 100)
+    policy = Lru(Ticks())
+    policy.grow(8)
+    for slot in range(8):
+        policy.insert(slot)
+    for _ in range(30):
+        policy.touch_many(np.array([3, 1, 2, 3], np.uint32))
+    assert policy.victims(8, lambda _: False)[-3:] == [1, 2, 3]
