@@ -116,9 +116,10 @@ def _configuration(
         raise UsageError(
             "which store? Give --store URL, set CACHEFS_STORE, or write it into the configuration"
         )
+    from cachefs.store.s3_settings import S3Settings  # noqa: PLC0415 - as the next
     from cachefs.store.store import open_store  # noqa: PLC0415 - numpy and zstd only when needed
 
-    opened = open_store(config.store.url)
+    opened = open_store(config.store.url, S3Settings(**config.s3.model_dump()))
     folder = Path(config.l1.dir or _default_cache_dir() / opened.identity).absolute()
     return config.model_copy(
         update={

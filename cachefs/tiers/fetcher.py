@@ -1,7 +1,8 @@
 """The fetcher: a process that fetches, decodes, verifies and writes chunks into slots.
 
 It is a process of its own so that Python code that fetches never delays a hit, and so that a store
-that hangs hangs nobody else. It is single-threaded: one job at a time, in the order they come.
+that hangs hangs nobody else. It begins jobs in the order they come: one at a time for a local
+store, several for S3, where most of a job is waiting.
 
 No byte enters a slot that was not checked against its chunk id first.
 """
@@ -9,14 +10,18 @@ No byte enters a slot that was not checked against its chunk id first.
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
 import os
 import pickle
 import signal
 import socket
 import sys
+import threading
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cachefs.codec.frame import decode_frame
@@ -26,12 +31,14 @@ from cachefs.errors import (
     CorruptError,
     FormatError,
     ObjectMissingError,
+    StoreRefusedError,
     StoreUnavailableError,
 )
 from cachefs.index.manifest_table import write_table
 from cachefs.model.chunk import chunk_id
 from cachefs.model.image import Image
 from cachefs.model.manifest import Manifest
+from cachefs.store.s3_settings import S3Settings
 from cachefs.store.store import Store, open_store
 from cachefs.tiers.jobs import (
     LENGTH,
@@ -54,13 +61,19 @@ from cachefs.tiers.ranges import plan_ranges
 logger = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 
+_OUTAGE_S = 1.0
+"""After so long a request that fails ends its job."""
+_NOT_TRIED = Fetched(Outcome.UNAVAILABLE)
+
 
 class Fetcher:
     """Does jobs against one store."""
 
-    def __init__(self, store_url: str, store_identity: str) -> None:
+    def __init__(self, store_url: str, store_identity: str, s3: S3Settings | None = None) -> None:
         self._url = store_url
         self._identity = store_identity
+        self._s3 = s3
+        self._opening = threading.Lock()
         self._store: Store | None = None
         self._segments: OrderedDict[str, int] = OrderedDict()
 
@@ -79,16 +92,22 @@ class Fetcher:
     def _open(self) -> Store:
         """Open the store when it is first needed: it may be away while we start."""
         if self._store is None:
-            store = open_store(self._url)
-            if store.identity != self._identity:
-                raise FormatError(f"{self._url} is now another store than the one that was mounted")
-            self._store = store
+            with self._opening:
+                if self._store is None:
+                    self._store = self._opened()
         return self._store
 
+    def _opened(self) -> Store:
+        store = open_store(self._url, self._s3)
+        if store.identity != self._identity:
+            raise FormatError(f"{self._url} is now another store than the one that was mounted")
+        return store
+
     def _fetch(self, job: ChunkJob) -> ChunksDone:
-        fetched: list[Fetched] = [Fetched(Outcome.UNAVAILABLE)] * len(job.wanted)
+        fetched: list[Fetched] = [_NOT_TRIED] * len(job.wanted)
         ranges = plan_ranges(job.wanted)
         frame_bytes = 0
+        give_up_s = time.monotonic() + _OUTAGE_S
         for planned in ranges:
             try:
                 data = memoryview(
@@ -100,6 +119,8 @@ class Fetcher:
                     # A neighbour that cannot be read must not fail the others of its range.
                     alone = len(planned.members) == 1 or failure.outcome is Outcome.UNAVAILABLE
                     fetched[member] = failure if alone else self._fetch_alone(job.wanted[member])
+                if failure.outcome is Outcome.UNAVAILABLE and time.monotonic() > give_up_s:
+                    return self._given_up(job, fetched, failure)
                 continue
             frame_bytes += len(data)
             for member in planned.members:
@@ -107,6 +128,11 @@ class Fetcher:
                 at = wanted.offset - planned.offset
                 fetched[member] = self._land(wanted, data[at : at + wanted.frame_bytes])
         return ChunksDone(job.number, tuple(fetched), len(ranges), frame_bytes)
+
+    def _given_up(self, job: ChunkJob, fetched: list[Fetched], failure: Fetched) -> ChunksDone:
+        """Answer without asking for the rest: where the store hangs, each request is a timeout."""
+        rest = [failure if one is _NOT_TRIED else one for one in fetched]
+        return ChunksDone(job.number, tuple(rest), 0, 0)
 
     def _fetch_alone(self, wanted: Wanted) -> Fetched:
         try:
@@ -133,9 +159,11 @@ class Fetcher:
     def _write(self, wanted: Wanted, plain: bytes | memoryview) -> None:
         fd = self._segments.get(wanted.segment)
         if fd is None:
-            fd = self._segments[wanted.segment] = os.open(
-                wanted.segment, os.O_WRONLY | os.O_CLOEXEC
-            )
+            with self._opening:
+                fd = self._segments.get(wanted.segment)
+                if fd is None:
+                    fd = os.open(wanted.segment, os.O_WRONLY | os.O_CLOEXEC)
+                    self._segments[wanted.segment] = fd
         written = os.pwrite(fd, plain, wanted.position)
         while written < len(plain):
             more = os.pwrite(fd, memoryview(plain)[written:], wanted.position + written)
@@ -183,6 +211,8 @@ def _failure(error: CachefsError) -> Fetched:
         return Fetched(Outcome.MISSING, message=str(error))
     if isinstance(error, CorruptError):
         return Fetched(Outcome.CORRUPT, message=str(error))
+    if isinstance(error, StoreRefusedError):
+        return Fetched(Outcome.REFUSED, message=str(error))
     return Fetched(Outcome.UNAVAILABLE, message=str(error))
 
 
@@ -210,15 +240,37 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 def main() -> None:
-    """Run a fetcher: `fetcher SOCKET_FD PARENT_PID STORE_URL STORE_IDENTITY`."""
+    """Run a fetcher: `fetcher SOCKET_FD PARENT_PID STORE_URL STORE_IDENTITY [S3_SETTINGS]`."""
     fd, parent_pid, url, identity = sys.argv[1:5]
+    s3 = S3Settings(**json.loads(sys.argv[5])) if sys.argv[5:] else None
     die_with_parent(int(parent_pid))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is the supervisor's
     logging.basicConfig(level=logging.WARNING, format="fetcher: %(message)s")
-    fetcher = Fetcher(url, identity)
+    fetcher = Fetcher(url, identity, s3)
     with socket.socket(fileno=int(fd)) as connection:
-        while (job := _receive(connection)) is not None:
-            connection.sendall(encode(fetcher.answer(job)))
+        if s3 is None:
+            while (job := _receive(connection)) is not None:
+                connection.sendall(encode(fetcher.answer(job)))
+        else:
+            _serve_in_threads(fetcher, connection, s3.requests_in_flight)
+
+
+def _serve_in_threads(fetcher: Fetcher, connection: socket.socket, threads: int) -> None:
+    sending = threading.Lock()
+
+    def answer(job: Job) -> None:
+        try:
+            message = encode(fetcher.answer(job))
+            with sending:
+                connection.sendall(message)
+        except BaseException:
+            logger.exception("this fetcher ends")
+            os._exit(1)  # its jobs go to another
+
+    pool = ThreadPoolExecutor(threads, "job")
+    while (job := _receive(connection)) is not None:
+        pool.submit(answer, job)
+    os._exit(0)  # nobody waits for what is still under way
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import json
 import logging
 import os
 import pickle
@@ -18,19 +19,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import trio
 
 from cachefs.errors import StoreUnavailableError
 from cachefs.metrics import Metrics
+from cachefs.store.s3_settings import S3Settings
 from cachefs.tiers.jobs import LENGTH, Answer, ChunkJob, Failed, Job, encode
 
 logger = logging.getLogger(__name__)
-
-_JOBS_AHEAD = 2
-"""Jobs that a fetcher has at once: the next lies in its socket when it ends one."""
 
 _MAX_DEATHS = 3
 """A job that ended so many fetchers is not tried again."""
@@ -55,7 +54,7 @@ class _Running:
 
 
 class FetcherPool:
-    """Runs `count` fetchers for one store."""
+    """Runs `count` fetchers for one store, each with one more job than it does at once."""
 
     def __init__(
         self,
@@ -65,8 +64,10 @@ class FetcherPool:
         lock_fd: int,
         job_timeout_s: float,
         metrics: Metrics,
+        s3: S3Settings | None = None,
     ) -> None:
-        self._arguments = (store_url, store_identity)
+        self._arguments = (store_url, store_identity, *([json.dumps(asdict(s3))] if s3 else []))
+        self._jobs_ahead = 1 + (s3.requests_in_flight if s3 else 1)
         self.count = count
         self._lock_fd = lock_fd
         self._job_timeout_s = job_timeout_s
@@ -180,7 +181,7 @@ class FetcherPool:
 
     async def _send_jobs(self, running: _Running) -> None:
         while True:
-            while len(running.tickets) >= _JOBS_AHEAD:
+            while len(running.tickets) >= self._jobs_ahead:
                 running.room = trio.Event()
                 await running.room.wait()
             while not self._queue:

@@ -23,6 +23,7 @@ from cachefs.errors import (
     CorruptError,
     DeadlineError,
     ObjectMissingError,
+    StoreRefusedError,
     StoreUnavailableError,
 )
 from cachefs.metrics import Metrics
@@ -206,6 +207,8 @@ class Stack:
         """Try again what may get better while somebody waits; end the flight else."""
         if result.outcome is Outcome.MISSING:
             self._end(flight, ObjectMissingError(result.message))
+        elif result.outcome is Outcome.REFUSED:
+            self._end(flight, StoreRefusedError(result.message))
         elif result.outcome is Outcome.CORRUPT:
             self._metrics.l3_corrupt += 1
             flight.corruptions += 1
