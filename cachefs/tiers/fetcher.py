@@ -56,7 +56,8 @@ from cachefs.tiers.jobs import (
     Wanted,
     encode,
 )
-from cachefs.tiers.ranges import plan_ranges
+from cachefs.tiers.ranges import Range, plan_ranges
+from cachefs.tiers.request_cost import local_cost, s3_cost
 
 logger = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
@@ -74,6 +75,8 @@ class Fetcher:
         self._identity = store_identity
         self._s3 = s3
         self._opening = threading.Lock()
+        self._cost = s3_cost() if s3 else local_cost()
+        self._costing = threading.Lock()
         self._store: Store | None = None
         self._segments: OrderedDict[str, int] = OrderedDict()
 
@@ -105,14 +108,14 @@ class Fetcher:
 
     def _fetch(self, job: ChunkJob) -> ChunksDone:
         fetched: list[Fetched] = [_NOT_TRIED] * len(job.wanted)
-        ranges = plan_ranges(job.wanted)
+        with self._costing:
+            limits = self._cost.limits()
+        ranges = plan_ranges(job.wanted, limits.gap_bytes, limits.range_bytes)
         frame_bytes = 0
         give_up_s = time.monotonic() + _OUTAGE_S
         for planned in ranges:
             try:
-                data = memoryview(
-                    self._open().frames(planned.pack, planned.offset, planned.size_bytes)
-                )
+                data = self._read(planned)
             except CachefsError as error:
                 failure = _failure(error)
                 for member in planned.members:
@@ -128,6 +131,16 @@ class Fetcher:
                 at = wanted.offset - planned.offset
                 fetched[member] = self._land(wanted, data[at : at + wanted.frame_bytes])
         return ChunksDone(job.number, tuple(fetched), len(ranges), frame_bytes)
+
+    def _read(self, planned: Range) -> memoryview:
+        """Ask for a range, and note what that costs: it plans the next ones."""
+        store = self._open()
+        begun_s = time.perf_counter()
+        data = store.frames(planned.pack, planned.offset, planned.size_bytes)
+        duration_s = time.perf_counter() - begun_s
+        with self._costing:
+            self._cost.observe(planned.size_bytes, duration_s)
+        return memoryview(data)
 
     def _given_up(self, job: ChunkJob, fetched: list[Fetched], failure: Fetched) -> ChunksDone:
         """Answer without asking for the rest: where the store hangs, each request is a timeout."""

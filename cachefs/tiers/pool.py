@@ -31,6 +31,9 @@ from cachefs.tiers.jobs import LENGTH, Answer, ChunkJob, Failed, Job, encode
 
 logger = logging.getLogger(__name__)
 
+_JOBS_AHEAD = 2
+"""Jobs of a fetcher of a local store: the next lies in its socket when it ends one."""
+
 _MAX_DEATHS = 3
 """A job that ended so many fetchers is not tried again."""
 
@@ -67,7 +70,7 @@ class FetcherPool:
         s3: S3Settings | None = None,
     ) -> None:
         self._arguments = (store_url, store_identity, *([json.dumps(asdict(s3))] if s3 else []))
-        self._jobs_ahead = 1 + (s3.requests_in_flight if s3 else 1)
+        self._jobs_ahead = s3.requests_in_flight + 1 if s3 else _JOBS_AHEAD
         self.count = count
         self._lock_fd = lock_fd
         self._job_timeout_s = job_timeout_s

@@ -16,7 +16,6 @@ from cachefs.errors import (
     CachefsError,
     ConflictError,
     CorruptError,
-    NotFoundError,
     ObjectMissingError,
     StoreRefusedError,
     StoreUnavailableError,
@@ -62,7 +61,9 @@ def answered(status: int, code: str, what: str) -> CachefsError:
     """
     said = f"{status} {code}".strip()
     if code == "NoSuchBucket":
-        return NotFoundError(f"cannot {what}: there is no such bucket")
+        return StoreRefusedError(
+            f"cannot {what}: there is no such bucket: make it, or check s3.endpoint and s3.region"
+        )
     if status == 404:
         return ObjectMissingError(f"cannot {what}: there is no such object")
     if status == 416:

@@ -36,7 +36,8 @@ def parse_location(url: str) -> Location:
             "a store's URL holds no credentials: write s3://bucket/prefix, and give them by "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws/credentials or s3.credentials_file"
         )
-    parts = path.strip("/").split("/") if path.strip("/") else []
+    path = path.removesuffix("/")
+    parts = path.split("/") if path else []
     is_sound = all(_PART.fullmatch(part) and part not in {".", ".."} for part in parts)
     if not _BUCKET.fullmatch(bucket) or not is_sound:
         raise UsageError(f"store '{url}': write s3://bucket or s3://bucket/prefix")
