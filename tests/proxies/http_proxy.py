@@ -11,7 +11,11 @@ _ERROR = '<?xml version="1.0"?>\n<Error><Code>{code}</Code><Message>no</Message>
 
 
 class HttpProxy(TcpProxy):
-    """Before an HTTP server."""
+    """Before an HTTP server. `heads`: of all requests, in small letters."""
+
+    def __init__(self, upstream: tuple[str, int]) -> None:
+        self.heads: list[str] = []
+        super().__init__(upstream)
 
     @property
     def endpoint(self) -> str:
@@ -23,6 +27,7 @@ class HttpProxy(TcpProxy):
         while True:
             head = from_client.head()
             call = head.split(b"\r\n", 1)[0].decode(errors="replace")
+            self.heads.append(head.decode(errors="replace").lower())
             fault = self.script.next_fault(call)
             if re.search(rb"(?im)^expect: *100-continue", head):
                 client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
