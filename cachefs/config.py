@@ -126,6 +126,10 @@ class MountSection(_Section):
     max_read_bytes: Size = Field(default=MIB, ge=4 * KIB, le=MIB)
 
 
+S3_READ_AHEAD_BYTES = 8 * MIB
+"""Measured with 1, 4, 8 and 16 MiB (docs/performance.md): eight reads on their way at once."""
+
+
 class MetricsSection(_Section):
     """Prometheus metrics over HTTP."""
 
@@ -142,6 +146,12 @@ class Config(_Section):
     fetch: FetchSection = FetchSection()
     mount: MountSection = MountSection()
     metrics: MetricsSection = MetricsSection()
+
+    def read_ahead_bytes(self) -> int:
+        """Return the kernel's readahead: as told, else more where a request takes longer."""
+        is_told = "read_ahead_bytes" in self.mount.model_fields_set
+        is_on_s3 = self.store.url.startswith("s3://")
+        return S3_READ_AHEAD_BYTES if is_on_s3 and not is_told else self.mount.read_ahead_bytes
 
     def fetchers_s3(self) -> S3Section:
         """Return how fetchers reach S3: a hung server costs a third of a read's time, at most.

@@ -139,7 +139,7 @@ def _supervisor_arguments(config: Config, mountpoint: Path, *, foreground: bool)
     answer_deadline_s = _ANSWER_DEADLINES * config.fetch.read_deadline_s + 10
     arguments = [sys.executable, "-m", "mount_helper.supervisor"]
     arguments += ["--mountpoint", str(mountpoint), "--source", config.store.url]
-    arguments += ["--read-ahead-kb", str(config.mount.read_ahead_bytes // 1024)]
+    arguments += ["--read-ahead-kb", str(config.read_ahead_bytes() // 1024)]
     arguments += ["--max-read", str(config.mount.max_read_bytes)]
     arguments += ["--answer-deadline-s", str(answer_deadline_s)]
     if config.mount.allow_other and os.geteuid() == 0:

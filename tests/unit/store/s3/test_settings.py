@@ -111,6 +111,16 @@ def test_a_hung_server_leaves_a_read_time_for_another_try(
     assert found.retries == 0
 
 
+def test_the_kernel_reads_further_ahead_on_s3_unless_told() -> None:
+    for url, text, expected in (
+        ("s3://images/a", "", 8 << 20),
+        ("/srv/images", "", 1 << 20),
+        ("s3://images/a", "read_ahead=1MiB", 1 << 20),
+    ):
+        overrides = {"store": {"url": url}, **parse_mount_options(text)}
+        assert load_config(None, overrides).read_ahead_bytes() == expected
+
+
 def test_the_environment_is_above_the_file_and_below_the_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
