@@ -117,7 +117,8 @@ def test_the_kernel_reads_further_ahead_on_s3_unless_told() -> None:
         ("/srv/images", "", 1 << 20),
         ("s3://images/a", "read_ahead=1MiB", 1 << 20),
     ):
-        overrides = {"store": {"url": url}, **parse_mount_options(text)}
+        overrides: dict[str, dict[str, object]] = {"store": {"url": url}}
+        overrides |= parse_mount_options(text)
         assert load_config(None, overrides).read_ahead_bytes() == expected
 
 
