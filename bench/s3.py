@@ -147,7 +147,7 @@ def count_requests(server: S3Server, folder: Path, image: Path, mount_options: s
             f"{gets / size_gib:.0f}",
             f"{chunks / size_gib:.0f}",
         )
-    table.notes.append("An object a chunk: without those for zero and duplicate chunks known.")
+    table.notes.append("An object a chunk: counted, not measured; zero chunks would need none.")
     return table
 
 
