@@ -18,7 +18,8 @@ ERROR = b'<?xml version="1.0"?>\n<Error><Code>SlowDown</Code></Error>'
 
 
 def answer(status: int, body: bytes, *headers: str) -> bytes:
-    lines = [f"HTTP/1.1 {status} Said", f"Content-Length: {len(body)}", *headers, "", ""]
+    lines = [f"HTTP/1.1 {status} Said", "Connection: close", f"Content-Length: {len(body)}"]
+    lines += [*headers, "", ""]
     return "\r\n".join(lines).encode() + body
 
 
@@ -67,7 +68,7 @@ RIGHT = {
     "200 that is a range": answer(200, ASKED, "Content-Range: bytes 100-119/1000"),
     "200 with the whole object": answer(200, DATA),
     "200 with an object that ends there": answer(200, DATA[:120]),
-    "chunked": b"HTTP/1.1 206 Said\r\nTransfer-Encoding: chunked\r\n"
+    "chunked": b"HTTP/1.1 206 Said\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n"
     b"Content-Range: bytes 100-119/1000\r\n\r\n14\r\n" + ASKED + b"\r\n0\r\n\r\n",
 }
 
