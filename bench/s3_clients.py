@@ -19,15 +19,15 @@ import urllib3
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config as BotocoreConfig
 
-from bench.table import Table, publish, rate, size
+from bench.table import Table, publish, rate
 from cachefs.store.s3.connection import Connection
 from cachefs.store.s3.range_reader import read_range
-from cachefs.units import KIB, MIB
+from cachefs.units import KIB, MIB, format_size
 from tests.s3.servers import ACCESS_KEY, SECRET_KEY, S3Server, seaweedfs
 
 OBJECTS = 4
 OBJECT_BYTES = 16 * MIB
-SIZES = {4 * KIB: 300, 64 * KIB: 300, MIB: 64, 4 * MIB: 24, 8 * MIB: 12}
+SIZES = {4 * KIB: 120, 64 * KIB: 120, MIB: 32, 4 * MIB: 16, 8 * MIB: 8}
 THREADS = (1, 4, 8)
 
 Get = Callable[[int, int, int], int]
@@ -86,7 +86,9 @@ def measure(get: Get, size_bytes: int, count: int, threads: int) -> tuple[float,
 
 def whole_packs(server: S3Server) -> Table:
     """Measure whole objects with boto3's transfer manager, with its classic and its CRT client."""
-    table = Table(f"Whole objects of {size(OBJECT_BYTES)}, 16 of them", ["", "speed", "CPU ms"])
+    table = Table(
+        f"Whole objects of {format_size(OBJECT_BYTES)}, 16 of them", ["", "speed", "CPU ms"]
+    )
     client = boto3.client(
         "s3",
         endpoint_url=server.endpoint,
@@ -135,7 +137,7 @@ def main(markdown: Path | None) -> None:
                     table.add(
                         name,
                         str(threads),
-                        size(size_bytes),
+                        format_size(size_bytes),
                         f"{1 / wall_s:.0f}",
                         rate(size_bytes / wall_s),
                         f"{cpu_s * 1000:.2f}",
