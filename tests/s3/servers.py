@@ -145,7 +145,12 @@ def _running(command: list[str], folder: Path, endpoint: str) -> Iterator[S3Serv
     with log.open("wb") as output:
         # A session of its own: a Ctrl-C at the terminal ends it after the tests, not before.
         process = subprocess.Popen(
-            command, cwd=folder, stdout=output, stderr=output, start_new_session=True
+            # And it ends with us, however that is.
+            ["setpriv", "--pdeathsig", "KILL", *command],
+            cwd=folder,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     server = S3Server(endpoint, BUCKET, process.pid)
     try:
