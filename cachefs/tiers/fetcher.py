@@ -1,7 +1,8 @@
 """The fetcher: a process that fetches, decodes, verifies and writes chunks into slots.
 
 It is a process of its own so that Python code that fetches never delays a hit, and so that a store
-that hangs hangs nobody else. It is single-threaded: one job at a time, in the order they come.
+that hangs hangs nobody else. It begins jobs in the order they come: one at a time for a local
+store, several for S3, where most of a job is waiting.
 
 No byte enters a slot that was not checked against its chunk id first.
 """
@@ -9,6 +10,7 @@ No byte enters a slot that was not checked against its chunk id first.
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
 import os
 import pickle
@@ -16,7 +18,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cachefs.codec.frame import decode_frame
@@ -26,12 +30,14 @@ from cachefs.errors import (
     CorruptError,
     FormatError,
     ObjectMissingError,
+    StoreRefusedError,
     StoreUnavailableError,
 )
 from cachefs.index.manifest_table import write_table
 from cachefs.model.chunk import chunk_id
 from cachefs.model.image import Image
 from cachefs.model.manifest import Manifest
+from cachefs.store.s3_settings import S3Settings
 from cachefs.store.store import Store, open_store
 from cachefs.tiers.jobs import (
     KEPT,
@@ -55,19 +61,34 @@ from cachefs.tiers.jobs import (
 from cachefs.tiers.l2.l2 import L2
 from cachefs.tiers.landing import Landing, Plain, SlotWriter
 from cachefs.tiers.ranges import Range, plan_ranges
+from cachefs.tiers.request_cost import local_cost, s3_cost
 from cachefs.units import MIB
 
 logger = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 
+_OUTAGE_S = 1.0
+"""After so long a request that fails ends its job."""
+_NOT_TRIED = Fetched(Outcome.UNAVAILABLE)
+
 
 class Fetcher:
     """Does jobs against one store."""
 
-    def __init__(self, store_url: str, store_identity: str, l2: L2 | None = None) -> None:
+    def __init__(
+        self,
+        store_url: str,
+        store_identity: str,
+        s3: S3Settings | None = None,
+        l2: L2 | None = None,
+    ) -> None:
         self._url = store_url
         self._l2 = l2
         self._identity = store_identity
+        self._s3 = s3
+        self._opening = threading.Lock()
+        self._cost = s3_cost() if s3 else local_cost()
+        self._costing = threading.Lock()
         self._store: Store | None = None
         self._writer = SlotWriter()
 
@@ -92,27 +113,35 @@ class Fetcher:
     def _open(self) -> Store:
         """Open the store when it is first needed: it may be away while we start."""
         if self._store is None:
-            store = open_store(self._url)
-            if store.identity != self._identity:
-                raise FormatError(f"{self._url} is now another store than the one that was mounted")
-            self._store = store
+            with self._opening:
+                if self._store is None:
+                    self._store = self._opened()
         return self._store
 
+    def _opened(self) -> Store:
+        store = open_store(self._url, self._s3)
+        if store.identity != self._identity:
+            raise FormatError(f"{self._url} is now another store than the one that was mounted")
+        return store
+
     def _fetch(self, job: ChunkJob) -> ChunksDone:
-        fetched: list[Fetched] = [Fetched(Outcome.UNAVAILABLE)] * len(job.wanted)
-        ranges = plan_ranges(job.wanted)
+        fetched: list[Fetched] = [_NOT_TRIED] * len(job.wanted)
+        with self._costing:
+            limits = self._cost.limits()
+        ranges = plan_ranges(job.wanted, limits.gap_bytes, limits.range_bytes)
         frame_bytes = 0
+        give_up_s = time.monotonic() + _OUTAGE_S
         for planned in ranges:
             try:
-                data = memoryview(
-                    self._open().frames(planned.pack, planned.offset, planned.size_bytes)
-                )
+                data = self._read(planned)
             except CachefsError as error:
                 failure = _failure(error)
                 for member in planned.members:
                     # A neighbour that cannot be read must not fail the others of its range.
                     alone = len(planned.members) == 1 or failure.outcome is Outcome.UNAVAILABLE
                     fetched[member] = failure if alone else self._fetch_alone(job.wanted[member])
+                if failure.outcome is Outcome.UNAVAILABLE and time.monotonic() > give_up_s:
+                    return self._given_up(job, fetched, failure)
                 continue
             frame_bytes += len(data)
             if self._l2 is not None:
@@ -122,6 +151,21 @@ class Fetcher:
                     self._l2.offer(wanted, data[at : at + wanted.frame_bytes])
             self._land(job.wanted, planned, data, fetched)
         return ChunksDone(job.number, tuple(fetched), len(ranges), frame_bytes)
+
+    def _read(self, planned: Range) -> memoryview:
+        """Ask for a range, and note what that costs: it plans the next ones."""
+        store = self._open()
+        begun_s = time.perf_counter()
+        data = store.frames(planned.pack, planned.offset, planned.size_bytes)
+        duration_s = time.perf_counter() - begun_s
+        with self._costing:
+            self._cost.observe(planned.size_bytes, duration_s)
+        return memoryview(data)
+
+    def _given_up(self, job: ChunkJob, fetched: list[Fetched], failure: Fetched) -> ChunksDone:
+        """Answer without asking for the rest: where the store hangs, each request is a timeout."""
+        rest = [failure if one is _NOT_TRIED else one for one in fetched]
+        return ChunksDone(job.number, tuple(rest), 0, 0)
 
     def _fetch_alone(self, wanted: Wanted) -> Fetched:
         try:
@@ -215,6 +259,8 @@ def _failure(error: CachefsError) -> Fetched:
         return Fetched(Outcome.MISSING, message=str(error))
     if isinstance(error, CorruptError):
         return Fetched(Outcome.CORRUPT, message=str(error))
+    if isinstance(error, StoreRefusedError):
+        return Fetched(Outcome.REFUSED, message=str(error))
     return Fetched(Outcome.UNAVAILABLE, message=str(error))
 
 
@@ -242,7 +288,7 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 class _Line:
-    """The way back to the daemon, for the fetcher and the threads of its L2."""
+    """The way back to the daemon, for the threads of the fetcher and of its L2."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -285,20 +331,45 @@ def keep_freed_memory() -> None:
 
 
 def main() -> None:
-    """Run a fetcher: `fetcher SOCKET_FD PARENT_PID STORE_URL STORE_IDENTITY [L2_SETTINGS]`."""
-    fd, parent_pid, url, identity, *l2_settings = sys.argv[1:]
+    """Run a fetcher: `fetcher SOCKET_FD PARENT_PID STORE_URL STORE_IDENTITY S3 L2`.
+
+    The last two are settings in JSON; empty: the store is not on S3, and there is no L2.
+    """
+    fd, parent_pid, url, identity, s3_settings, l2_settings = sys.argv[1:]
+    s3 = S3Settings(**json.loads(s3_settings)) if s3_settings else None
     die_with_parent(int(parent_pid))
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is the supervisor's
     logging.basicConfig(level=logging.WARNING, format="fetcher: %(message)s")
     with socket.socket(fileno=int(fd)) as connection:
         line = _Line(connection)
-        l2 = _open_l2(l2_settings[0], line) if l2_settings else None
-        fetcher = Fetcher(url, identity, l2)
-        while (job := _receive(connection)) is not None:
+        l2 = _open_l2(l2_settings, line) if l2_settings else None
+        fetcher = Fetcher(url, identity, s3, l2)
+
+        def do(job: Job) -> None:
             line.send(fetcher.answer(job))
             if l2 is not None:
                 l2.after_answer()
+
+        if s3 is None:
+            while (job := _receive(connection)) is not None:
+                do(job)
+        else:
+            _serve_in_threads(do, connection, s3.requests_in_flight)
+
+
+def _serve_in_threads(do: Callable[[Job], None], connection: socket.socket, threads: int) -> None:
+    def do_or_end(job: Job) -> None:
+        try:
+            do(job)
+        except BaseException:
+            logger.exception("this fetcher ends")
+            os._exit(1)  # its jobs go to another
+
+    pool = ThreadPoolExecutor(threads, "job")
+    while (job := _receive(connection)) is not None:
+        pool.submit(do_or_end, job)
+    os._exit(0)  # nobody waits for what is still under way
 
 
 if __name__ == "__main__":
