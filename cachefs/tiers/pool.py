@@ -180,7 +180,7 @@ class FetcherPool:
                 [
                     sys.executable,
                     "-m",
-                    "cachefs.tiers.fetcher",
+                    "cachefs.tiers.fetcher_process",
                     str(fd),
                     str(os.getpid()),
                     *self._arguments,
