@@ -250,7 +250,9 @@ class Stack:
             self._nursery.start_soon(self._try_again, flight, result.message)
 
     async def _try_again(self, flight: Flight, message: str) -> None:
-        pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (flight.outages - 1))
+        # However long the outage was, whoever waits is not to miss its end: half of what is left.
+        left_s = max(_FIRST_PAUSE_S, (flight.deadline_s - trio.current_time()) / 2)
+        pause_s = min(_LONGEST_PAUSE_S, left_s, _FIRST_PAUSE_S * 2 ** (flight.outages - 1))
         await trio.sleep(pause_s * random.uniform(0.5, 1.0))
         if flight.waiters:
             self._start([flight], flight.chunk_bytes)
