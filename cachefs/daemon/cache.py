@@ -16,7 +16,8 @@ from cachefs.index.database import Database, open_database
 from cachefs.index.folder import CacheFolder
 from cachefs.index.segments import slot_bytes_of
 from cachefs.metrics import Metrics
-from cachefs.policy.evict.lru import Lru, Ticks
+from cachefs.policy.evict.lru import Lru
+from cachefs.policy.evict.order import Ticks
 from cachefs.tiers.keeper import Keeper
 from cachefs.tiers.l1 import L1
 

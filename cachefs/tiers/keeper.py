@@ -15,7 +15,7 @@ import trio
 
 from cachefs.errors import CacheError
 from cachefs.index.residency import Batch
-from cachefs.index.segments import INDEX_MASK, slot_class
+from cachefs.index.segments import slot_class
 from cachefs.tiers.l1 import L1
 from cachefs.tiers.slots import ClassSlots
 
@@ -183,9 +183,9 @@ class Keeper:
 
     def _empty_extent(self, slots: ClassSlots) -> bool:
         """Give up the extent with the coldest chunk, unless a read or fetcher holds a slot."""
-        victims = slots.victims(1)
+        coldest = slots.policy.coldest_slot()
         extent_slots = slots.segment.extent_slots
-        extent = (victims[0] & INDEX_MASK) // extent_slots if victims else max(slots.extents)
+        extent = max(slots.extents) if coldest is None else coldest // extent_slots
         members = slots.members(extent)
         if any(slot in slots.pins or slot in slots.filling for slot in members):
             return False

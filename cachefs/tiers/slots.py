@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from cachefs.index.segments import INDEX_BITS, INDEX_MASK, Segment
-from cachefs.policy.evict.seam import EvictionPolicy
+from cachefs.policy.evict.seam import UNKNOWN, Arrival, EvictionPolicy
 
 _LEAST_FREE = 16
 """A burst of one 1 MiB read in 64 KiB chunks finds its slots without waiting."""
@@ -51,8 +51,7 @@ class ClassSlots:
         bits = np.zeros(slots, np.uint8)
         if bitmap:
             bits = np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little")[:slots]
-        for index in np.flatnonzero(bits).tolist():
-            self.policy.insert(first + index)
+            self.policy.insert_many(first + np.flatnonzero(bits))
         self.occupied += int(bits.sum())
         self.free.extend(self._base + first + i for i in np.flatnonzero(bits == 0).tolist())
 
@@ -71,11 +70,11 @@ class ClassSlots:
         self.filling.add(slot)
         return slot
 
-    def filled(self, slot: int) -> None:
+    def filled(self, slot: int, arrival: Arrival = UNKNOWN) -> None:
         """A slot's chunk is written and verified."""
         self.filling.remove(slot)
         self.occupied += 1
-        self.policy.insert(slot & INDEX_MASK)
+        self.policy.insert(slot & INDEX_MASK, arrival)
 
     def not_filled(self, slot: int) -> None:
         """A slot that was taken will not be filled."""
@@ -98,8 +97,8 @@ class ClassSlots:
         self.free.extend(kept)
 
     def victims(self, count: int) -> list[int]:
-        """Return up to `count` occupied slots to give up; none that a read holds."""
-        chosen = self.policy.victims(count, lambda index: (self._base | index) in self.pins)
+        """Choose up to `count` occupied slots, none that a read holds; all have to be given up."""
+        chosen = self.policy.evict(count, lambda index: (self._base | index) in self.pins)
         return [self._base | index for index in chosen]
 
     def members(self, extent: int) -> list[int]:
