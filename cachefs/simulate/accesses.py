@@ -17,6 +17,9 @@ _MOST_PLACES = 1 << 40
 """A place has 40 bits."""
 
 
+_MOST_ACCESSES = 500_000_000
+
+
 @dataclass(frozen=True, slots=True)
 class Requests:
     """A recording: one row a request, in the order of time."""
@@ -26,6 +29,8 @@ class Requests:
     length_bytes: Numbers
     time_us: npt.NDArray[np.float64]
     """Since any moment; all zeros if the recording does not tell."""
+    are_objects: bool = False
+    """`offset_bytes` are numbers of whole objects, each of which is a chunk."""
 
     def __len__(self) -> int:
         return len(self.offset_bytes)
@@ -52,12 +57,20 @@ class Accesses:
 
 
 def accesses_of(requests: Requests, chunk_bytes: int) -> Accesses:
-    """Return the accesses that requests make: every chunk that one touches, in order."""
+    """Return the accesses that requests make: every chunk that one touches, in order.
+
+    Raises:
+        UsageError: there are none, or too many for the memory of a simulation.
+    """
+    if requests.are_objects:
+        return numbered(requests.name, requests.offset_bytes, chunk_bytes)
     known = requests.length_bytes > 0
     first = requests.offset_bytes[known] // chunk_bytes
     last = (requests.offset_bytes[known] + requests.length_bytes[known] - 1) // chunk_bytes
     counts = last - first + 1
     total = int(counts.sum())
+    if total > _MOST_ACCESSES:
+        raise UsageError(f"{requests.name} touches {total} chunks: take larger chunks")
     begins = np.cumsum(counts) - counts
     index = np.repeat(first - begins, counts) + np.arange(total)
     return numbered(requests.name, index, chunk_bytes)

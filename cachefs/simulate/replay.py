@@ -86,7 +86,7 @@ def next_uses(chunks: Numbers) -> Numbers:
 
 
 def belady(accesses: Accesses, slots: int) -> Outcome:
-    """Replay with Belady's MIN (1966): give up what is wanted again last. No policy can do better."""
+    """Replay with Belady's MIN (1966): give up what is wanted again last. Nothing is better."""
     following = next_uses(accesses.chunks).tolist()
     wanted_at = [-1] * accesses.distinct
     heap: list[tuple[int, int]] = []

@@ -1,8 +1,8 @@
-"""ARC (Megiddo and Modha, FAST'03): what was used once, what was used again, and a border that learns.
+"""ARC (Megiddo and Modha, FAST'03): used once, used again, and a border between them that learns.
 
 20 bytes a slot, and ghosts for as many chunks as there are slots (24 bytes each, their room a power
-of two). One thing is unlike the paper: eviction happens ahead of need, so the border moves after the
-eviction that the missing chunk made, not before it.
+of two). One thing is unlike the paper: eviction happens ahead of need, so the border moves after
+the eviction that a missing chunk makes, not before it.
 """
 
 from __future__ import annotations

@@ -21,3 +21,11 @@ STATIC: dict[str, Callable[[Ticks], Lru]] = {
     "2q": TwoQ,
 }
 """Those that do not learn, by the names that the configuration knows."""
+
+POLICIES = tuple(STATIC)
+"""All names."""
+
+
+def make_policy(name: str, ticks: Ticks) -> Lru:
+    """Return a new policy by its name, one of POLICIES."""
+    return STATIC[name](ticks)
