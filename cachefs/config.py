@@ -30,6 +30,9 @@ def _size(value: object) -> object:
 Size = Annotated[int, BeforeValidator(_size)]
 
 
+PolicyName = Literal["lru", "lfu", "arc", "s3fifo", "sieve", "2q"]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -55,6 +58,12 @@ class L1Section(_Section):
     `read`: also at every read (the lane then serves no hits)."""
     scrub_bytes_per_s: Size = Field(default=8 * MIB, ge=0, le=16 * GIB)
     """How fast the background scrub reads L1 again; 0 turns it off."""
+
+
+class EvictionSection(_Section):
+    """What L1 gives up for what comes in."""
+
+    policy: PolicyName = "2q"
 
 
 class FetchSection(_Section):
@@ -94,6 +103,7 @@ class Config(_Section):
 
     store: StoreSection = StoreSection()
     l1: L1Section = L1Section()
+    eviction: EvictionSection = EvictionSection()
     fetch: FetchSection = FetchSection()
     mount: MountSection = MountSection()
     metrics: MetricsSection = MetricsSection()
@@ -105,6 +115,7 @@ MOUNT_OPTIONS: dict[str, tuple[str, str]] = {
     "free_floor": ("l1", "free_floor_bytes"),
     "verify": ("l1", "verify"),
     "scrub": ("l1", "scrub_bytes_per_s"),
+    "eviction": ("eviction", "policy"),
     "fetchers": ("fetch", "fetchers"),
     "read_deadline": ("fetch", "read_deadline_s"),
     "job_timeout": ("fetch", "job_timeout_s"),

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from cachefs.config import Config
 from cachefs.daemon.cache import Cache, open_cache
+from cachefs.daemon.choice import keep_choice, restore_choice
 from cachefs.daemon.control import serve_control
 from cachefs.daemon.listing import ListingTask
 from cachefs.daemon.status import describe, xattrs
@@ -31,6 +32,7 @@ from cachefs.index.folder import CacheFolder, cached_identity, open_folder
 from cachefs.index.manifest_table import ManifestTable
 from cachefs.index.names import Names
 from cachefs.metrics import Metrics
+from cachefs.policy.evict.names import POLICIES
 from cachefs.reader import Reader
 from cachefs.store.store import open_store
 from cachefs.tiers.pool import FetcherPool
@@ -55,6 +57,7 @@ class Daemon:
         self, config: Config, start: Start, folder: CacheFolder, identity: str, cache: Cache
     ) -> None:
         self.config = config
+        self._run_dir = start.run_dir
         self.replies = Replies(Arena(start.arena_fd))
         self.cache = cache
         self.metrics = cache.l1.metrics
@@ -97,7 +100,12 @@ class Daemon:
 
     def commands(self) -> dict[str, Any]:
         """Return what the control socket answers."""
-        return {"status": self._status, "scrub": self._scrub, "refresh": self._refresh}
+        return {
+            "status": self._status,
+            "scrub": self._scrub,
+            "refresh": self._refresh,
+            "policy": self._policy,
+        }
 
     async def save_recency(self) -> None:
         """Write the order of use down now and then."""
@@ -120,12 +128,19 @@ class Daemon:
 
     async def _status(self, _: dict[str, Any]) -> dict[str, Any]:
         return describe(
-            self.config.store.url, self.vfs, self.cache.l1, self.pool, self.listing, self.metrics
+            self.config.store.url, self.vfs, self.cache, self.pool, self.listing, self.metrics
         )
 
     async def _scrub(self, _: dict[str, Any]) -> dict[str, Any]:
         read, bad = await self.scrub.scrub_once()
         return {"verified_chunks": read, "dropped_chunks": bad}
+
+    async def _policy(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Tell the eviction policy; change it if the request names one."""
+        if "name" in request:
+            self.cache.change_policy(str(request["name"]))
+            await trio.to_thread.run_sync(keep_choice, self._run_dir, self.cache.policy)
+        return {"policy": self.cache.policy, "policies": list(POLICIES)}
 
     async def _refresh(self, _: dict[str, Any]) -> dict[str, Any]:
         await self.listing.refresh()
@@ -144,6 +159,7 @@ async def run_daemon(config: Config, start: Start, supervisor: Supervisor) -> No
     metrics = Metrics()
     try:
         cache = open_cache(folder, config, metrics)
+        restore_choice(start.run_dir, cache)
     except BaseException:
         folder.close()
         raise

@@ -108,6 +108,7 @@ class Keeper:
                 logger.warning("%s", error)
 
     async def _make_room(self) -> None:
+        self._l1.tell_uses()
         for slots in list(self._l1.classes.values()):
             if len(slots.free) >= slots.low and slots.total:
                 slots.is_hopeless = False
@@ -124,8 +125,8 @@ class Keeper:
                 self._announce_room()  # those who wait need not
 
     def _evict(self, slots: ClassSlots) -> None:
-        """Give up enough for two bursts, so that the next call comes later."""
-        wanted = 2 * slots.low - len(slots.free) - len(self._emptied)
+        """Give up enough for the high watermark."""
+        wanted = slots.high - len(slots.free) - len(self._emptied)
         for slot in slots.victims(min(max(0, wanted), _MOST_EVICTIONS)):
             if not self._give_up(slot):
                 self._l1.drop_stray(slot)

@@ -42,6 +42,21 @@ class ClassSlots:
         """Fewer free slots than this, and the keeper makes room."""
         return min(max(_LEAST_FREE, self.total // 64), max(1, self.total // 4))
 
+    @property
+    def high(self) -> int:
+        """So many free slots the keeper makes then: two bursts, so that the next time is later."""
+        return 2 * self.low
+
+    def change_policy(self, policy: EvictionPolicy) -> None:
+        """Rank by another policy, which learns what was used when."""
+        snapshot = self.policy.snapshot()
+        occupied = np.flatnonzero(snapshot)
+        policy.grow(len(snapshot))
+        policy.insert_many(occupied[np.argsort(snapshot[occupied], kind="stable")])
+        policy.restore(snapshot)
+        self.policy.close()
+        self.policy = policy
+
     def add_extent(self, extent: int, bitmap: bytes = b"") -> None:
         """Take notice of an extent with disk space; `bitmap` says which slots are occupied."""
         slots = self.segment.extent_slots

@@ -74,13 +74,18 @@ class Lru:
         length = min(len(stamps), len(used))
         known = (stamps[:length] > 0) & (used[:length] > 0)
         stamps[:length][known] = used[:length][known]
-        self._used.replace(stamps)
+        for order in self._orders():
+            # What a policy put in order of slots as the daemon started is in order of use now.
+            order.replace(np.where(order.view() > 0, stamps, 0).astype(np.uint32))
         if len(stamps):
             self._ticks.advance(int(stamps.max()))
 
     def close(self) -> None:
         """This policy is no longer in use: its clock may forget it."""
-        self._ticks.forget(order for order in vars(self).values() if isinstance(order, Order))
+        self._ticks.forget(self._orders())
+
+    def _orders(self) -> list[Order]:
+        return [part for part in vars(self).values() if isinstance(part, Order)]
 
     def _renewed(self, slots: Slots) -> Slots:
         """Note the use of those slots that are occupied, and return them."""

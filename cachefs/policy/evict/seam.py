@@ -90,6 +90,10 @@ class EvictionPolicy(Protocol):
         """Return the least recently used slot, None if all are empty."""
         ...
 
+    def close(self) -> None:
+        """This policy is no longer in use."""
+        ...
+
     def snapshot(self) -> npt.NDArray[np.uint32]:
         """Return what a restart needs to rank as before: (slots,) uint32, 0 = empty."""
         ...

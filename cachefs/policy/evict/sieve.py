@@ -97,11 +97,15 @@ class Sweep(Order):
         self._look_ahead()  # behind the youngest the hand goes round at once
         return slot
 
+    def forget_queue(self) -> None:
+        """See Order."""
+        super().forget_queue()
+        self._ahead.clear()
+
     def halve(self) -> None:
         """See Order."""
         super().halve()
         self._hand >>= 1
-        self._ahead.clear()
 
     def _look_ahead(self) -> None:
         for _ in range(2):
