@@ -30,7 +30,7 @@ def _size(value: object) -> object:
 Size = Annotated[int, BeforeValidator(_size)]
 
 
-PolicyName = Literal["lru", "lfu", "arc", "s3fifo", "sieve", "2q"]
+PolicyName = Literal["lru", "lfu", "arc", "s3fifo", "sieve", "2q", "ml"]
 
 
 class _Section(BaseModel):

@@ -21,6 +21,7 @@ from cachefs.config import Config
 from cachefs.daemon.cache import Cache, open_cache
 from cachefs.daemon.choice import keep_choice, restore_choice
 from cachefs.daemon.control import serve_control
+from cachefs.daemon.learning import Learning
 from cachefs.daemon.listing import ListingTask
 from cachefs.daemon.status import describe, xattrs
 from cachefs.daemon.supervised import Start, Supervisor
@@ -75,6 +76,7 @@ class Daemon:
         self.tables = Tables((folder.manifests_path, spare), self.pool)
         self.vfs = Vfs()
         self.listing = ListingTask(self.vfs, Names(cache.database), self.pool, self.metrics)
+        self.learning = Learning(cache)
         self.scrub = Scrub(cache.l1, config.l1.scrub_bytes_per_s, self.metrics)
 
     def operations(self, nursery: trio.Nursery) -> Operations:
@@ -105,6 +107,7 @@ class Daemon:
             "scrub": self._scrub,
             "refresh": self._refresh,
             "policy": self._policy,
+            "model": self.learning.command,
         }
 
     async def save_recency(self) -> None:
@@ -169,6 +172,7 @@ async def run_daemon(config: Config, start: Start, supervisor: Supervisor) -> No
     finally:
         with trio.CancelScope(shield=True):
             daemon.tables.close()
+            await daemon.learning.save()
             await cache.close()
             folder.close()
 
@@ -186,6 +190,7 @@ async def _run_tasks(daemon: Daemon, start: Start, supervisor: Supervisor) -> No
             nursery.start_soon(daemon.cache.keeper.run)
             nursery.start_soon(daemon.listing.run, config.store.refresh_s)
             nursery.start_soon(daemon.scrub.run)
+            nursery.start_soon(daemon.learning.run)
             nursery.start_soon(daemon.save_recency)
             nursery.start_soon(serve_control, start.run_dir / "daemon.sock", daemon.commands())
             if config.metrics.listen:

@@ -132,7 +132,7 @@ def run_one(requests: Requests, run: Run) -> Result:
     if run.policy == MIN:
         outcome = belady(accesses, slots)
     else:
-        outcome = replay(accesses, slots, make_policy(run.policy, Ticks()))
+        outcome = replay(accesses, slots, make_policy(run.policy, Ticks(), run.seed))
     return Result(run, slots, outcome, time.process_time() - started_s)
 
 

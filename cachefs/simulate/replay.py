@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cachefs.policy.evict.ml.learned import Learned
 from cachefs.policy.evict.seam import Arrival, EvictionPolicy
 from cachefs.simulate.accesses import SPAN, Accesses, Numbers, place_of
 
@@ -49,6 +50,7 @@ def replay(
         for number, index in enumerate(accesses.index.tolist())
     ]
     pending: list[int] = []
+    learner = policy if isinstance(policy, Learned) else None
     misses = 0
     for done, chunk in enumerate(accesses.chunks.tolist()):
         slot = slot_of[chunk]
@@ -64,6 +66,8 @@ def replay(
         if not misses % _PROGRESS_EVERY:
             progress(done)
         misses += 1
+        if learner is not None and (work := learner.training()) is not None:
+            learner.adopt(work())
         if not free:
             for victim in policy.evict(1, _keep_none):
                 slot_of[chunk_in[victim]] = -1

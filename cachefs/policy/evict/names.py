@@ -7,6 +7,7 @@ from collections.abc import Callable
 from cachefs.policy.evict.arc import Arc
 from cachefs.policy.evict.lfu import Lfu
 from cachefs.policy.evict.lru import Lru
+from cachefs.policy.evict.ml.learned import Learned
 from cachefs.policy.evict.order import Ticks
 from cachefs.policy.evict.s3fifo import S3Fifo
 from cachefs.policy.evict.sieve import Sieve
@@ -22,10 +23,12 @@ STATIC: dict[str, Callable[[Ticks], Lru]] = {
 }
 """Those that do not learn, by the names that the configuration knows."""
 
-POLICIES = tuple(STATIC)
+POLICIES = (*STATIC, "ml")
 """All names."""
 
 
-def make_policy(name: str, ticks: Ticks) -> Lru:
-    """Return a new policy by its name, one of POLICIES."""
+def make_policy(name: str, ticks: Ticks, seed: int = 0) -> Lru:
+    """Return a new policy by its name, one of POLICIES; `seed` is for what `ml` draws."""
+    if name == "ml":
+        return Learned(ticks, seed)
     return STATIC[name](ticks)

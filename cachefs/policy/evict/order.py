@@ -11,6 +11,7 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -137,6 +138,13 @@ class Order:
                 self._is_whole = True
                 return None
             self.refill()
+
+    def peek_many(self, count: int) -> Slots:
+        """Return up to `count` of the oldest slots, as far as the queue goes. They stay."""
+        self.oldest()
+        first = islice(self._queue, 2 * count)
+        found = [slot for slot, stamp in first if self.stamps[slot] == stamp]
+        return np.array(found[:count], np.int64)
 
     def pop(self) -> int | None:
         """Take the oldest slot out and return it, None if there is none."""

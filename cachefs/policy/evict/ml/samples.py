@@ -30,6 +30,10 @@ class Samples:
         self._since = np.zeros(_MOST_WAITING, np.int64)
         self._is_waiting = np.zeros(_MOST_WAITING, np.bool_)
         self._guess = np.zeros(_MOST_WAITING, np.float32)
+        self._owner = np.full(_MOST_WAITING, _NONE, np.int64)
+        """The slot whose sample it is; none when its chunk was given up."""
+        self._key = np.zeros(_MOST_WAITING, np.uint64)
+        """The key of its chunk if it was given up."""
         self._of_slot = np.zeros(0, np.int32)
         self._of_key: dict[int, int] = {}
         self._first = self._next = 0
@@ -47,7 +51,7 @@ class Samples:
 
     def is_free(self, slots: Slots) -> npt.NDArray[np.bool_]:
         """Return which of these slots have no sample that waits."""
-        return self._of_slot[slots] == _NONE
+        return np.equal(self._of_slot[slots], _NONE)
 
     def add(
         self, slots: Slots, features: Features, guesses: npt.NDArray[np.float32], now: int
@@ -60,6 +64,8 @@ class Samples:
         self._guess[at] = guesses[:room]
         self._since[at] = now
         self._is_waiting[at] = True
+        self._owner[at] = slots
+        self._key[at] = 0
         self._of_slot[slots] = at
         self._next += len(slots)
 
@@ -73,17 +79,36 @@ class Samples:
             waited = (when[has] - self._since[at])[self._is_waiting[at]]
             self._label(at[self._is_waiting[at]], waited.astype(np.float32), boundary)
 
-    def left(self, slot: int, key: int) -> None:
-        """A chunk was given up: wait for its key."""
+    def left(self, slots: Slots, keys: npt.NDArray[np.uint64]) -> None:
+        """Chunks were given up: wait for their keys."""
+        has = self._of_slot[slots] != _NONE
+        for slot, key in zip(slots[has].tolist(), keys[has].tolist(), strict=True):
+            self._left_one(slot, key)
+
+    def arrived(self, slots: list[int], keys: list[int]) -> None:
+        """Chunks came into slots, perhaps back."""
+        for slot, key in zip(slots, keys, strict=True):
+            if key in self._of_key:
+                self._arrived_one(slot, key)
+
+    def _left_one(self, slot: int, key: int) -> None:
         at = int(self._of_slot[slot])
         self._of_slot[slot] = _NONE
-        if at != _NONE and key and self._is_waiting[at]:
+        if at == _NONE:
+            return
+        self._owner[at] = _NONE
+        if key and self._is_waiting[at]:
+            self._key[at] = key
             self._of_key[key] = at
 
-    def arrived(self, slot: int, key: int) -> None:
-        """A chunk came into a slot, perhaps back."""
+    def _arrived_one(self, slot: int, key: int) -> None:
         at = self._of_key.pop(key, _NONE)
-        self._of_slot[slot] = at if at != _NONE and self._is_waiting[at] else _NONE
+        if at == _NONE or not self._is_waiting[at] or int(self._key[at]) != key:
+            self._of_slot[slot] = _NONE
+            return
+        self._key[at] = 0
+        self._owner[at] = slot
+        self._of_slot[slot] = at
 
     def expire(self, now: int, longest: float, boundary: float) -> None:
         """Label those that have waited longer than `longest` as not wanted."""
@@ -92,10 +117,15 @@ class Samples:
         at = span[:late]
         self._first += late
         at = at[self._is_waiting[at]]
+        owned = self._owner[at]
+        self._of_slot[owned[owned != _NONE]] = _NONE
         self._label(at, np.full(len(at), 2 * longest, np.float32), boundary)
         if len(self._of_key) > 2 * _MOST_WAITING:
-            living = {key: at for key, at in self._of_key.items() if self._is_waiting[at]}
-            self._of_key = living
+            self._of_key = {
+                key: at
+                for key, at in self._of_key.items()
+                if self._is_waiting[at] and int(self._key[at]) == key
+            }
 
     def training_set(self) -> tuple[Features, npt.NDArray[np.float32]]:
         """Return copies of the labelled samples: features, and uses until the next use."""
