@@ -24,9 +24,9 @@ MODEL = "model"
 
 _MOST_SLOTS = 512
 """Of a shadow, about: its miss ratio is within some 3% of the truth then."""
-_LEAST_LOSS = 0.004
+_LEAST_LOSS = 0.01
 """The model may be that part of all sampled uses worse than the best before it is left."""
-_CAUTION = 3.0
+_CAUTION = 4.0
 """And by as many standard deviations of the difference."""
 _MOST_PATIENCE = 64
 _MIX = np.uint64(0x9E3779B97F4A7C15)

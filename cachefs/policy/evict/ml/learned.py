@@ -32,8 +32,9 @@ _TAIL = 24
 _POOL = 512
 _SAMPLES_PER_USE = 1 / 8
 _SAMPLES_AT_ONCE = 24
+_SAMPLES_PER_RANKING = 8
 _FIRST_TRAINING = 512
-_TRAINING_INTERVAL = 4096
+_TRAINING_INTERVAL = 16_384
 _HORIZON = 2.0
 """A sample is waited for so many times the boundary."""
 
@@ -327,6 +328,9 @@ class Learned(Lru):
         living &= ~np.isin(self._pool, fresh)
         features = self.memory.features(fresh)
         scores = self._score(features)
+        taken = self._rng.permutation(len(fresh))[:_SAMPLES_PER_RANKING]
+        taken = taken[self.samples.is_free(fresh[taken])]
+        self.samples.add(fresh[taken], features[taken], scores[taken], self.memory.now)
         slots = np.concatenate((fresh, self._pool[living]))
         scores = np.concatenate((scores, self._pool_scores[living]))
         order = np.argsort(-scores, kind="stable")
