@@ -27,9 +27,17 @@ def keep_choice(run_dir: Path, name: str) -> None:
         logger.warning("the policy '%s' will not outlive this daemon: %s", name, error)
 
 
-def restore_choice(run_dir: Path, cache: Cache) -> None:
-    """Take over what an operator chose while an earlier daemon of this mount ran."""
+def restore_choice(run_dir: Path, cache: Cache, *, fresh: bool) -> None:
+    """Take over what an operator chose while an earlier daemon of this mount ran.
+
+    Args:
+        run_dir: The mount's, which an earlier mount may have had.
+        cache: Whose policy it is.
+        fresh: This is the mount's first daemon; what was chosen for another mount is forgotten.
+    """
     try:
+        if fresh:
+            (run_dir / _NAME).unlink(missing_ok=True)
         with (run_dir / _NAME).open(encoding="ascii") as file:
             name = file.read(_LONGEST)
     except FileNotFoundError:

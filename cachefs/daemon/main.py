@@ -162,7 +162,7 @@ async def run_daemon(config: Config, start: Start, supervisor: Supervisor) -> No
     metrics = Metrics()
     try:
         cache = open_cache(folder, config, metrics)
-        restore_choice(start.run_dir, cache)
+        restore_choice(start.run_dir, cache, fresh=start.fresh)
     except BaseException:
         folder.close()
         raise

@@ -114,7 +114,8 @@ class ClassSlots:
     def victims(self, count: int) -> list[int]:
         """Choose up to `count` occupied slots, none that a read holds; all have to be given up."""
         chosen = self.policy.evict(count, lambda index: (self._base | index) in self.pins)
-        return [self._base | index for index in chosen]
+        # A slot that is named twice would be free twice, and two chunks would share it.
+        return [self._base | index for index in dict.fromkeys(chosen)]
 
     def members(self, extent: int) -> list[int]:
         """Return the slot numbers of an extent."""

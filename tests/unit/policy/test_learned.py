@@ -213,6 +213,56 @@ def test_the_guard_takes_over_from_a_model_that_loses(monkeypatch: pytest.Monkey
     assert guarded_misses < lru.misses + (free_misses - lru.misses) / 2
 
 
+@settings(max_examples=80)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("use"), st.integers(0, 2**30)),
+            st.tuples(st.just("evict"), st.integers(1, 60)),
+            st.tuples(st.just("remove"), st.integers(0, 99)),
+            st.tuples(st.just("fill"), st.integers(1, 30)),
+            st.tuples(st.just("rule"), st.sampled_from([MODEL, *EXPERTS])),
+        ),
+        max_size=60,
+    )
+)
+def test_whoever_rules_a_slot_is_chosen_once_and_only_if_it_is_occupied(
+    steps: list[tuple[str, int | str]],
+) -> None:
+    """A slot that is named twice, or when it is empty, would be given to two chunks."""
+    with pytest.MonkeyPatch.context() as patch:
+        ruler = [MODEL]
+
+        def decide(guard: Guard) -> str:
+            guard.ruler = ruler[0]
+            return ruler[0]
+
+        patch.setattr(Guard, "decide", decide)
+        policy, occupied, key = Learned(Ticks()), set[int](), 0
+        policy.grow(100)
+        policy.adopt(Contrary())
+        for verb, value in [("fill", 100), *steps, ("evict", 100)]:
+            if verb == "use":
+                policy.touch_many(np.random.default_rng(int(value)).integers(0, 100, 150))
+            elif verb == "rule":
+                ruler[0] = str(value)
+            elif verb == "remove":
+                policy.remove(int(value))
+                occupied.discard(int(value))
+            elif verb == "fill":
+                for slot in sorted(set(range(100)) - occupied)[: int(value)]:
+                    key += 1
+                    policy.insert(slot, Arrival(key % 150 + 1, key % 150 * SPAN, SPAN))
+                    occupied.add(slot)
+            else:
+                chosen = policy.evict(int(value), lambda slot: slot % 10 == 0)
+                assert len(chosen) == len(set(chosen))
+                assert set(chosen) <= {slot for slot in occupied if slot % 10}
+                assert len(chosen) == min(int(value), len([s for s in occupied if s % 10]))
+                occupied.difference_update(chosen)
+            assert {slot for slot in range(100) if policy.holds(slot)} == occupied
+
+
 def test_the_guard_tries_the_model_again() -> None:
     guard = Guard(64)
     guard.begin("lru")

@@ -120,20 +120,18 @@ class Learned(Lru):
         """See EvictionPolicy."""
         if self._expert is not None:
             chosen = self._expert.evict(count, keep)
+            for slot in chosen:
+                self._leave(slot)
         elif self.model is None:
             chosen = self._oldest(count, keep)
         else:
             chosen = self._evict_ranked(count, keep)
-        for slot in chosen:
-            self._leave(slot)
         return chosen
 
     def remove(self, slot: int) -> None:
         """See EvictionPolicy."""
         if self.holds(slot):
             self._leave(slot)
-        if self._expert is not None:
-            self._expert.remove(slot)
 
     def close(self) -> None:
         """See EvictionPolicy."""
@@ -168,6 +166,8 @@ class Learned(Lru):
             self._digest()  # else its uses would be taken for those of the next chunk in it
         self._used.discard(slot)
         self._left.append(slot)
+        if self._expert is not None:  # which may be new since the slot was chosen
+            self._expert.remove(slot)
 
     def _digest(self) -> None:
         """Take in what happened since the last time: in this order it is as it was."""
@@ -266,10 +266,10 @@ class Learned(Lru):
             while self._ranked and len(chosen) < count:
                 slot, stamp = self._ranked.pop()
                 if stamps[slot] == stamp and not keep(slot):
+                    self._leave(slot)  # now: the next ranking must not find it again
                     chosen.append(slot)
         if len(chosen) < count:  # nearly all are kept: whatever may go
-            there = set(chosen)
-            chosen += self._oldest(count - len(chosen), lambda slot: slot in there or keep(slot))
+            chosen += self._oldest(count - len(chosen), keep)
         return chosen
 
     def _oldest(self, count: int, keep: Keep) -> list[int]:
@@ -277,7 +277,10 @@ class Learned(Lru):
         oldest = self._used.oldest()
         if oldest is not None and (count > 1 or oldest[1] > self._digested):
             self._digest()  # as `_leave` would: their stamps are gone then
-        return self._used.pop_many(count, keep)
+        chosen = self._used.pop_many(count, keep)
+        for slot in chosen:
+            self._leave(slot)
+        return chosen
 
     def saved(self) -> Saved | None:
         """Return what a restart wants of this, None while nothing is learned."""
