@@ -35,6 +35,8 @@ _SAMPLES_AT_ONCE = 24
 _SAMPLES_PER_RANKING = 8
 _FIRST_TRAINING = 512
 _TRAINING_INTERVAL = 16_384
+_YOUNG = 4
+"""Models so early are from few samples, and the next one comes soon."""
 _HORIZON = 2.0
 """A sample is waited for so many times the boundary."""
 
@@ -156,6 +158,8 @@ class Learned(Lru):
         if model is not None:
             self.model = model
             self.trainings += 1
+            if self.guard is not None and self.trainings <= _YOUNG and self._expert is None:
+                self.guard.begin(MODEL)  # what a younger one lost says little of this one
             self._pool = self._pool[:0]  # its scores are another model's
             self._pool_stamps, self._pool_scores = self._pool_stamps[:0], self._pool_scores[:0]
             self._ranked.clear()
