@@ -19,8 +19,8 @@ import numpy.typing as npt
 from cachefs.policy.evict.seam import Keep, Slots
 
 _QUEUE_LENGTH = 4096
-_QUEUE_SHARE = 64
-"""A pass over 16 million slots takes some 20 ms: it is to be worth a 64th of them."""
+_QUEUE_SHARE = 1024
+"""Of all slots, for millions: a pass over them is to be worth that part."""
 _SAMPLE = 16_384
 LAST_TICK = 2**32 - 1
 
@@ -192,15 +192,19 @@ class Order:
         """
         view = self.view()
         wanted = max(_QUEUE_LENGTH, len(view) // _QUEUE_SHARE)
+        limit = _guess(view, after, wanted)
+        if limit > after:
+            # One comparison without a sign: above `after`, and not above `limit`.
+            near = view - np.uint32(after + 1) <= np.uint32(limit - after - 1)
+            found = _in_order(np.flatnonzero(near), view)
+            if found:
+                return found, False
         slots = np.flatnonzero(view > after) if after else np.flatnonzero(view)
         is_whole = len(slots) <= wanted
         stamps = view[slots]
         if not is_whole:
-            near = stamps <= _limit(stamps, wanted)
-            slots, stamps = slots[near], stamps[near]
-        order = np.argsort(stamps, kind="stable")
-        found = zip(slots[order].tolist(), stamps[order].tolist(), strict=True)
-        return deque(found), is_whole
+            slots = slots[stamps <= np.partition(stamps, wanted - 1)[wanted - 1]]
+        return _in_order(slots, view), is_whole
 
     def view(self) -> npt.NDArray[np.uint32]:
         """Return the stamps as an array; not to be kept: a view holds off `grow`."""
@@ -224,13 +228,20 @@ class Order:
         self.forget_queue()
 
 
-def _limit(stamps: npt.NDArray[np.uint32], wanted: int) -> int:
-    """Return a stamp at or below which about `wanted` of these lie, at least one.
+def _in_order(slots: Slots, view: npt.NDArray[np.uint32]) -> deque[tuple[int, int]]:
+    stamps = view[slots]
+    order = np.argsort(stamps, kind="stable")
+    return deque(zip(slots[order].tolist(), stamps[order].tolist(), strict=True))
+
+
+def _guess(view: npt.NDArray[np.uint32], after: int, wanted: int) -> int:
+    """Return a stamp below which about `wanted` stamps above `after` lie; 0 for few slots.
 
     From a sample, which is far cheaper than a partition of millions.
     """
-    if len(stamps) <= 4 * _SAMPLE:
-        return int(np.partition(stamps, wanted - 1)[wanted - 1])
-    sample = np.sort(stamps[:: len(stamps) // _SAMPLE])
-    guess = int(sample[max(1, wanted * len(sample) // len(stamps))])
-    return max(guess, int(stamps.min()))
+    if len(view) <= 4 * _SAMPLE:
+        return 0
+    sample = view[:: len(view) // _SAMPLE]
+    living = np.sort(sample[sample > after])
+    at = max(1, wanted * len(sample) // len(view))
+    return int(living[at]) if at < len(living) else 0

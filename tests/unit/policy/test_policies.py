@@ -239,3 +239,20 @@ def test_a_policy_that_is_closed_leaves_its_clock(make: Callable[[Ticks], Lru]) 
     kept, closed = make(ticks), make(ticks)
     closed.close()
     assert ticks._orders == [kept._used]
+
+
+def test_the_order_is_exact_over_many_slots() -> None:
+    """So many that the queue is cut by a sample, not by a partition."""
+    slots = 4 * order_module._SAMPLE + 70_000
+    policy = make_policy("lru", Ticks())
+    policy.grow(slots)
+    policy.insert_many(np.arange(slots))
+    rng = np.random.default_rng(2)
+    policy.touch_many(rng.integers(0, slots, slots))
+    expected = np.argsort(policy.snapshot(), kind="stable")[:9_000].tolist()
+    found: list[int] = []
+    while len(found) < len(expected):
+        chosen = policy.evict(256, nothing)
+        assert chosen
+        found += chosen
+    assert found[: len(expected)] == expected
