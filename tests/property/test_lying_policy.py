@@ -220,7 +220,7 @@ class Names(Lru):
         self.named = named
 
     def evict(self, count: int, keep: Keep) -> list[int]:
-        super().evict(count, lambda slot: slot not in self.named)
+        super().evict(len(self.named), lambda slot: slot not in self.named)
         return self.named
 
 
