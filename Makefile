@@ -88,7 +88,7 @@ coverage: setup ## the test suite with line and branch coverage, subprocesses in
 	$(BIN)/coverage report
 
 # ------------------------------------------------------------------------------------------ measure it
-.PHONY: bench-hot bench-tail bench-disk bench-cold bench-tiers bench-import bench-chunk-size bench-eviction bench-eviction-large
+.PHONY: bench-hot bench-tail bench-disk bench-cold bench-tiers bench-s3 bench-s3-clients bench-import bench-chunk-size bench-eviction bench-eviction-large
 BENCH_ARGS ?=
 
 bench-hot: setup build/libfuse_pread ## hits, beside a bare pyfuse3 server and C libfuse servers
@@ -105,6 +105,12 @@ bench-cold: setup ## a cold sequential read from a local store, beside zstd -d
 
 bench-tiers: setup ## one read from L1, from L2 (Redis, Memcached) and from a local store
 	$(BIN)/python -m bench.tiers $(BENCH_ARGS)
+
+bench-s3: setup ## cold reads and imports over S3, beside bare range GETs
+	$(BIN)/python -m bench.s3 $(BENCH_ARGS)
+
+bench-s3-clients: setup ## ways to ask S3 for a range, and what each costs
+	$(BIN)/python -m bench.s3_clients $(BENCH_ARGS)
 
 bench-import: setup ## import, beside zstd
 	$(BIN)/python -m bench.import_ $(BENCH_ARGS)

@@ -65,7 +65,7 @@ def cachefs(mount_options: str = "", chunk_size: str | None = None) -> Server:
 
 
 def import_image(
-    store: Path, image: Path, name: str, chunk_size: str | None = None
+    store: Path | str, image: Path, name: str, chunk_size: str | None = None
 ) -> dict[str, Any]:
     """Import `image` into `store` as `name`; returns what `cachefs import --json` says."""
     options = ["--chunk-size", chunk_size] if chunk_size else []
@@ -75,11 +75,11 @@ def import_image(
 
 
 @contextmanager
-def mounted_store(store: Path, folder: Path, mount_options: str = "") -> Iterator[Path]:
+def mounted_store(store: Path | str, folder: Path, mount_options: str = "") -> Iterator[Path]:
     """Mount a store; yields the mount point, and unmounts at the end.
 
     Args:
-        store: The store's folder.
+        store: The store's folder or URL.
         folder: The mount point and the cache folder are made in it, or used again.
         mount_options: As after `-o`.
     """

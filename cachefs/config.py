@@ -1,6 +1,7 @@
 """The configuration: one TOML file, every limit checked, every default stated once.
 
-Precedence: defaults, then the file, then what the command line says.
+Precedence: defaults, then the file, then the environment (for S3 only), then what the command line
+says.
 """
 
 from __future__ import annotations
@@ -11,7 +12,15 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from cachefs.errors import ConfigError, UsageError
 from cachefs.model.address import parse_l2_address
@@ -62,6 +71,42 @@ class StoreSection(_Section):
     url: str = ""
     refresh_s: float = Field(default=2.0, ge=0.1, le=3600)
     """How often the list of images is read again; a new version appears within about this time."""
+
+
+class S3Section(_Section):
+    """How a store at s3://bucket/prefix is reached. Credentials come from boto3's own chain."""
+
+    endpoint: str = Field(default="", pattern=r"^(https?://[^/@?#]+/?)?$")
+    """URL of the server; empty: Amazon's, or what boto3's own configuration says."""
+    region: str = ""
+    addressing: Literal["auto", "path", "virtual"] = "auto"
+    """Where the bucket's name goes: `auto` is path with an `endpoint`, else boto3's choice."""
+    profile: str = ""
+    credentials_file: str = ""
+    ca_file: str = ""
+    sse: Literal["", "AES256", "aws:kms"] = ""
+    """Server-side encryption asked for at each write; empty: what the bucket does by itself."""
+    sse_kms_key: str = ""
+    connections: int = Field(default=16, ge=1, le=256)
+    """The most connections of one process."""
+    requests_in_flight: int = Field(default=4, ge=1, le=64)
+    """Range reads that one fetcher has under way at once."""
+    connect_timeout_s: float = Field(default=5.0, ge=0.1, le=300)
+    read_timeout_s: float = Field(default=10.0, ge=0.1, le=300)
+    """How long a connection may be silent."""
+    request_timeout_s: float = Field(default=60.0, ge=0.1, le=3600)
+    """How long an answer may take in all."""
+    retries: int = Field(default=4, ge=0, le=20)
+    """How often a command tries again; a mount tries until the read's deadline instead."""
+    multipart_bytes: Size = Field(default=32 * MIB, ge=5 * MIB, le=5 * GIB)
+    """Objects over this are uploaded in parts."""
+    part_bytes: Size = Field(default=16 * MIB, ge=5 * MIB, le=5 * GIB)
+
+    @model_validator(mode="after")
+    def _has_key_only_for_kms(self) -> S3Section:
+        if self.sse_kms_key and self.sse != "aws:kms":
+            raise ValueError("sse_kms_key goes with sse = 'aws:kms' only")
+        return self
 
 
 class L1Section(_Section):
@@ -155,6 +200,10 @@ class MountSection(_Section):
     max_read_bytes: Size = Field(default=MIB, ge=4 * KIB, le=MIB)
 
 
+S3_READ_AHEAD_BYTES = 8 * MIB
+"""Measured with 1, 4, 8 and 16 MiB (docs/performance.md): eight reads on their way at once."""
+
+
 class LaneSection(_Section):
     """The part that owns /dev/fuse and answers reads of what is in L1 itself."""
 
@@ -179,6 +228,7 @@ class Config(_Section):
     """The whole configuration."""
 
     store: StoreSection = StoreSection()
+    s3: S3Section = S3Section()
     l1: L1Section = L1Section()
     l2: L2Section = L2Section()
     eviction: EvictionSection = EvictionSection()
@@ -186,6 +236,28 @@ class Config(_Section):
     mount: MountSection = MountSection()
     lane: LaneSection = LaneSection()
     metrics: MetricsSection = MetricsSection()
+
+    def read_ahead_bytes(self) -> int:
+        """Return the kernel's readahead: as told, else more where a request takes longer."""
+        is_told = "read_ahead_bytes" in self.mount.model_fields_set
+        is_on_s3 = self.store.url.startswith("s3://")
+        return S3_READ_AHEAD_BYTES if is_on_s3 and not is_told else self.mount.read_ahead_bytes
+
+    def fetchers_s3(self) -> S3Section:
+        """Return how fetchers reach S3: a hung server costs a third of a read's time, at most.
+
+        So there is time to ask again, and no fetcher is silent over a job for too long. They don't
+        try again by themselves: the stack does, which knows who still waits.
+        """
+        silence_s = min(self.fetch.read_deadline_s, self.fetch.job_timeout_s) / 3
+        return self.s3.model_copy(
+            update={
+                "connect_timeout_s": min(self.s3.connect_timeout_s, silence_s),
+                "read_timeout_s": min(self.s3.read_timeout_s, silence_s),
+                "request_timeout_s": min(self.s3.request_timeout_s, self.fetch.job_timeout_s / 2),
+                "retries": 0,
+            }
+        )
 
 
 MOUNT_OPTIONS: dict[str, tuple[str, str]] = {
@@ -202,6 +274,13 @@ MOUNT_OPTIONS: dict[str, tuple[str, str]] = {
     "read_deadline": ("fetch", "read_deadline_s"),
     "job_timeout": ("fetch", "job_timeout_s"),
     "refresh": ("store", "refresh_s"),
+    "s3_endpoint": ("s3", "endpoint"),
+    "s3_region": ("s3", "region"),
+    "s3_addressing": ("s3", "addressing"),
+    "s3_profile": ("s3", "profile"),
+    "s3_credentials": ("s3", "credentials_file"),
+    "s3_ca": ("s3", "ca_file"),
+    "s3_requests": ("s3", "requests_in_flight"),
     "allow_other": ("mount", "allow_other"),
     "read_ahead": ("mount", "read_ahead_bytes"),
     "max_read": ("mount", "max_read_bytes"),
@@ -228,6 +307,10 @@ _KERNEL_OPTIONS = {
 """Accepted, and without effect: an image is read-only and never a device, whatever is asked for."""
 
 
+S3_VARIABLES = "CACHEFS_S3_"
+"""With the name of a key of [s3] in capitals: CACHEFS_S3_ENDPOINT. Above the file."""
+
+
 def load_config(path: Path | None, overrides: dict[str, dict[str, object]]) -> Config:
     """Return the configuration of a file (none: the default path, if it exists) and overrides.
 
@@ -241,7 +324,7 @@ def load_config(path: Path | None, overrides: dict[str, dict[str, object]]) -> C
             values = tomllib.loads(chosen.read_text())
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read the configuration {chosen}: {error}") from error
-    for section, settings in overrides.items():
+    for section, settings in [("s3", _from_environment()), *overrides.items()]:
         if settings and isinstance(values.setdefault(section, {}), dict):
             values[section].update(settings)
     return _validated(values, str(chosen or "command line"))
@@ -268,6 +351,14 @@ def parse_mount_options(text: str) -> dict[str, dict[str, object]]:
         section, key = known
         overrides.setdefault(section, {})[key] = value if equals else name in MOUNT_OPTIONS
     return overrides
+
+
+def _from_environment() -> dict[str, object]:
+    return {
+        name.removeprefix(S3_VARIABLES).lower(): value
+        for name, value in os.environ.items()
+        if name.startswith(S3_VARIABLES)
+    }
 
 
 def _validated(values: dict[str, Any], origin: str) -> Config:

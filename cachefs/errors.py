@@ -42,6 +42,12 @@ class StoreUnavailableError(CachefsError):
     exit_code = 4
 
 
+class StoreRefusedError(CachefsError):
+    """The store answered, and does not let us: credentials, rights, region. Not an outage."""
+
+    exit_code = 9
+
+
 class CorruptError(CachefsError):
     """Bytes are not what their name, checksum or table says; they are never passed on."""
 

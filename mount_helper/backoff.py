@@ -3,7 +3,7 @@
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 10.0
 # One that got ready can serve: its readers should not wait for seconds.
-LONGEST_WAIT_ONCE_READY_S = 0.25
+LONGEST_WAIT_ONCE_READY_S = 0.1
 LONG_LIFE_S = 10.0  # a daemon that lived as long died of something else than its start
 
 

@@ -391,9 +391,10 @@ bool crew_stop(struct lane *lane) {
     pthread_mutex_lock(&crew->mutex);
     pthread_cond_broadcast(&crew->turn);
     crew->most = 0; /* no more of them */
+    uint32_t left = crew->started;
     pthread_mutex_unlock(&crew->mutex);
-    for (int tries = 0; crew->started && tries < STOP_TRIES;) {
-        struct reader *reader = crew->readers[crew->started - 1];
+    for (int tries = 0; left && tries < STOP_TRIES;) {
+        struct reader *reader = crew->readers[left - 1];
         struct timespec until;
         clock_gettime(CLOCK_REALTIME, &until);
         until.tv_nsec += STOP_TRY_NS;
@@ -404,12 +405,12 @@ bool crew_stop(struct lane *lane) {
             tries++;
             continue;
         }
-        crew->started--;
+        left--;
         free(reader->request);
         free(reader->pages);
         free(reader);
     }
-    return !crew->started;
+    return !left;
 }
 
 /* ---- Segments ---- */

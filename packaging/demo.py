@@ -33,6 +33,7 @@ SMALL_READ_BYTES = 4096
 SMALL_READS = 2000
 # Figures of `cachefs status --json` that tell where bytes came from, in the order of a read's way.
 FIGURES = {
+    "lane_reads": "reads that never came to Python: the lane answered",
     "zero_chunks": "chunks of zeros, which are stored and cached nowhere",
     "l1_hit_chunks": "chunks from the local cache (L1)",
     "miss_chunks": "chunks that L1 did not have",
@@ -184,6 +185,10 @@ def read_figures(mountpoint: Path) -> dict[str, int]:
     """Return the mount's counters."""
     told = json.loads(run_quietly("status", "--json", mountpoint))
     metrics: dict[str, int] = told["daemon"]["metrics"]
+    by_lane: dict[str, int] = told["lane"]["reads"]
+    metrics["lane_reads"] = by_lane["hits"]
+    metrics["l1_hit_chunks"] += by_lane["hit_chunks"]
+    metrics["zero_chunks"] += by_lane["zero_chunks"]
     return metrics
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from cachefs.ingest.report import ImportReport
 from cachefs.ingest.source import FileSource, open_source
 from cachefs.store.store import Store, create_store, open_store
 
+_catalogs = tempfile.TemporaryDirectory(prefix="catalogs-")
 CHUNK = 4096
 COMMAND_WAIT_S = 100
 
@@ -26,7 +28,9 @@ def open_again(store: Store) -> Store:
 
 
 def catalog_folder(store: Store) -> Path:
-    """Where imports of these tests keep the catalog: beside the store."""
+    """Where imports of these tests keep the catalog: beside the store, or for S3 until the end."""
+    if store.url.startswith("s3://"):
+        return Path(_catalogs.name) / store.identity
     return Path(f"{store.url.removeprefix('file://')}.catalog")
 
 

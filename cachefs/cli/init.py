@@ -9,13 +9,13 @@ from cachefs.cli.verbosity import verbose_option
 from cachefs.store.store import create_store
 
 
-@click.command(epilog=examples("cachefs init /srv/images"))
+@click.command(epilog=examples("cachefs init /srv/images", "cachefs init s3://images/prod"))
 @click.argument("url", metavar="STORE")
 @verbose_option
 def init(url: str) -> None:
-    """Make a new store in an empty folder.
+    """Make a new store in an empty folder, or below an empty prefix of a bucket on S3.
 
-    STORE is a folder, which may not exist yet, or file:///path.
+    STORE is a folder, which may not exist yet, file:///path, or s3://bucket/prefix.
     """
     store = create_store(url)
     click.echo(f"made a store in {store.url}")

@@ -21,7 +21,7 @@ from cachefs.cli.verbosity import is_verbose, verbose_option
 from cachefs.errors import CachefsError
 
 COMMANDS = {
-    "init": ("cachefs.cli.init:init", "Make a new store in an empty folder."),
+    "init": ("cachefs.cli.init:init", "Make a new store."),
     "import": ("cachefs.cli.import_image:import_image", "Import a disk image or memory snapshot."),
     "images": ("cachefs.cli.images:images", "List the images of a store."),
     "info": ("cachefs.cli.images:info", "Show an image and its versions."),
@@ -52,6 +52,7 @@ EXIT_CODES = {
     6: "somebody else has changed or holds it",
     7: "the local cache folder cannot be used",
     8: "the mount could not be made, found or ended",
+    9: "the store refuses: credentials, rights or region are wrong",
     130: "interrupted with Ctrl-C",
 }
 _OTHER_ERROR, _INTERRUPTED = 1, 130

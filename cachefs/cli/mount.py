@@ -117,12 +117,13 @@ def _configuration(
             "which store? Give --store URL, set CACHEFS_STORE, or write it into the configuration"
         )
     from cachefs.codec.compression import parse_compression  # noqa: PLC0415 - zstd, when needed
+    from cachefs.store.s3_settings import S3Settings  # noqa: PLC0415 - as the next
     from cachefs.store.store import open_store  # noqa: PLC0415 - numpy and zstd only when needed
 
     if config.l2.codec:
         parse_compression(config.l2.codec)
 
-    opened = open_store(config.store.url)
+    opened = open_store(config.store.url, S3Settings(**config.s3.model_dump()))
     folder = Path(config.l1.dir or _default_cache_dir() / opened.identity).absolute()
     return config.model_copy(
         update={
@@ -142,7 +143,7 @@ def _supervisor_arguments(config: Config, mountpoint: Path, *, foreground: bool)
     answer_deadline_s = _ANSWER_DEADLINES * config.fetch.read_deadline_s + 10
     arguments = [sys.executable, "-m", "mount_helper.supervisor"]
     arguments += ["--mountpoint", str(mountpoint), "--source", config.store.url]
-    arguments += ["--read-ahead-kb", str(config.mount.read_ahead_bytes // 1024)]
+    arguments += ["--read-ahead-kb", str(config.read_ahead_bytes() // 1024)]
     arguments += ["--max-read", str(config.mount.max_read_bytes)]
     arguments += ["--answer-deadline-s", str(answer_deadline_s)]
     arguments += ["--threads", str(config.lane.threads)]

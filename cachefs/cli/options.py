@@ -67,7 +67,7 @@ def _store_option(name: str, required: bool) -> Callable[[_Command], _Command]:
         envvar=STORE_VARIABLE,
         required=required,
         show_envvar=True,
-        help="The store: a folder, or file:///path.",
+        help="The store: s3://bucket/prefix, a folder, or file:///path.",
     )
     return lambda command: verbose_option(option(command))
 

@@ -36,6 +36,7 @@ from cachefs.metrics import Metrics
 from cachefs.policy.admit import ScanFilter
 from cachefs.policy.evict.names import POLICIES
 from cachefs.reader import Reader
+from cachefs.store.s3_settings import S3Settings
 from cachefs.store.store import open_store
 from cachefs.tiers.accesses import Accesses
 from cachefs.tiers.board import Board
@@ -81,6 +82,7 @@ class Daemon:
             folder.lock_fd,
             fetch.job_timeout_s,
             self.metrics,
+            _fetchers_s3(config),
             config.l2,
         )
         if config.l2.url and config.l2.demote:
@@ -176,7 +178,7 @@ async def run_daemon(config: Config, start: Start, supervisor: Supervisor) -> No
         CachefsError: it cannot start.
     """
     cache_path = Path(config.l1.dir)
-    identity = await _store_identity(config.store.url, cache_path, fresh=start.fresh)
+    identity = await _store_identity(config, cache_path, fresh=start.fresh)
     folder = await trio.to_thread.run_sync(open_folder, cache_path, identity)
     metrics = Metrics()
     # With `verify = "read"` every read has to come here.
@@ -262,7 +264,12 @@ async def _serve_fuse(scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _store_identity(url: str, cache_path: Path, *, fresh: bool) -> str:
+def _fetchers_s3(config: Config) -> S3Settings | None:
+    is_on_s3 = config.store.url.startswith("s3://")
+    return S3Settings(**config.fetchers_s3().model_dump()) if is_on_s3 else None
+
+
+async def _store_identity(config: Config, cache_path: Path, *, fresh: bool) -> str:
     """Ask the store who it is; a daemon that starts again believes the cache folder.
 
     So what L1 holds is served at once, whether the store is there, away, or another one by now:
@@ -273,11 +280,13 @@ async def _store_identity(url: str, cache_path: Path, *, fresh: bool) -> str:
         return known
     try:
         with trio.fail_after(_STORE_WAIT_S):
-            store = await trio.to_thread.run_sync(open_store, url, abandon_on_cancel=True)
+            store = await trio.to_thread.run_sync(
+                open_store, config.store.url, _fetchers_s3(config), abandon_on_cancel=True
+            )
         return store.identity
     except trio.TooSlowError as error:
         raise StoreUnavailableError(
-            f"{url} does not answer within {_STORE_WAIT_S:.0f} s"
+            f"{config.store.url} does not answer within {_STORE_WAIT_S:.0f} s"
         ) from error
 
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pyfuse3
 
-from cachefs.errors import CorruptError, TableDamagedError
+from cachefs.errors import CachefsError, CorruptError, TableDamagedError
 from cachefs.fuse.boundary import handler
 from cachefs.fuse.replies import OFFSET_BITS, Replies, take_apart
 from cachefs.index.manifest_table import ManifestTable
@@ -143,6 +143,15 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def _read(self, fh: int, off: int, size: int, unique: int, device: int) -> memoryview:
+        try:
+            return await self._read_long(fh, off, size, unique, device)
+        except CachefsError as error:
+            name = getattr(self._vfs.node(fh), "name", fh)
+            raise type(error)(f"image '{name}': {error}") from error
+
+    async def _read_long(
+        self, fh: int, off: int, size: int, unique: int, device: int
+    ) -> memoryview:
         table = self._tables.get(fh) or await self._table(fh)
         try:
             data = await self._reader.read(table, off, size, fh)

@@ -1,8 +1,8 @@
-"""The interface that a place for objects has: a local folder now, S3 behind the same one."""
+"""The interface that a place for objects has: a local folder, or a bucket on S3."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 
@@ -17,11 +17,19 @@ class ObjectInfo(NamedTuple):
 class ObjectStore(Protocol):
     """Named objects that are complete or absent.
 
-    All methods raise StoreUnavailableError for an outage, and ObjectMissingError only when the
-    place answered and has no such object.
+    All methods raise StoreUnavailableError for an outage, ObjectMissingError only when the place
+    answered and has no such object, and StoreRefusedError when it answered that we may not.
     """
 
     url: str
+
+    def create(self, folders: Iterable[str]) -> None:
+        """Get a place ready for a new store with these folders.
+
+        Raises:
+            UsageError: it holds something else.
+        """
+        ...
 
     def get(self, key: str) -> tuple[bytes, str]:
         """Return an object's bytes and its etag."""

@@ -25,6 +25,7 @@ from cachefs.store import layout
 from cachefs.store.local import LocalObjects
 from cachefs.store.objects import ObjectStore
 from cachefs.store.pack import TAIL_BYTES, PackIndex, decode_index, index_bytes
+from cachefs.store.s3_settings import S3Settings
 
 STORE_FORMAT = 1
 
@@ -148,8 +149,12 @@ class Store:
         return self.objects.get_range(layout.pack_key(pack_id), offset, size_bytes)
 
 
-def open_objects(url: str) -> ObjectStore:
-    """Return the place for objects that a URL names: `file:///path` or a plain path.
+def open_objects(url: str, s3: S3Settings | None = None) -> ObjectStore:
+    """Return the place for objects that a URL names: `s3://bucket/prefix`, a path, `file:///path`.
+
+    Args:
+        url: The place.
+        s3: How to reach S3; None: as the configuration file and the environment say.
 
     Raises:
         UsageError: a URL of a kind that cachefs does not know.
@@ -157,23 +162,39 @@ def open_objects(url: str) -> ObjectStore:
     scheme, separator, rest = url.partition("://")
     if not separator:
         return LocalObjects(Path(url).absolute())
+    if scheme == "s3":
+        from cachefs.store.s3.objects import open_s3  # noqa: PLC0415 - botocore takes 0.2 s
+
+        return open_s3(url, s3 or configured_s3())
     if scheme != "file":
         raise UsageError(
-            f"store '{url}': cachefs knows file:///path and a plain path, not {scheme}://"
+            f"store '{url}': cachefs knows s3://bucket/prefix, file:///path and a plain path, "
+            f"not {scheme}://"
         )
     if not rest.startswith("/"):
         raise UsageError(f"store '{url}': write file:///path, with an absolute path")
     return LocalObjects(Path(rest))
 
 
-def open_store(url: str) -> Store:
+def configured_s3() -> S3Settings:
+    """Return how the configuration file and the environment say that S3 is reached."""
+    from cachefs.config import load_config  # noqa: PLC0415 - pydantic takes 0.1 s
+
+    return S3Settings(**load_config(None, {}).s3.model_dump())
+
+
+def open_store(url: str, s3: S3Settings | None = None) -> Store:
     """Return the store at `url`.
+
+    Args:
+        url: As for `open_objects`.
+        s3: As for `open_objects`.
 
     Raises:
         NotFoundError: there is no store.
         FormatError: it is of a format that this version does not know.
     """
-    objects = open_objects(url)
+    objects = open_objects(url, s3)
     try:
         data, _ = objects.get(layout.DESCRIPTION_KEY)
     except ObjectMissingError as error:
@@ -188,11 +209,10 @@ def create_store(url: str) -> Store:
 
     Raises:
         ConflictError: there is one already.
-        UsageError: the folder holds something else.
+        UsageError: the folder or prefix holds something else.
     """
     objects = open_objects(url)
-    if isinstance(objects, LocalObjects):
-        objects.create(layout.FOLDERS)
+    objects.create(layout.FOLDERS)
     description = {
         "format": STORE_FORMAT,
         "hash": "blake3",

@@ -1,21 +1,16 @@
 """The fetcher: a process that fetches, decodes, verifies and writes chunks into slots.
 
-It is a process of its own so that Python code that fetches never delays a hit, and so that a store
-that hangs hangs nobody else. It is single-threaded: one job at a time, in the order they come.
+It runs in a process of its own (fetcher_process.py) so that Python code that fetches never delays a
+hit, and so that a store that hangs hangs nobody else. Concurrency: any thread, a job in each.
 
 No byte enters a slot that was not checked against its chunk id first.
 """
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
-import pickle
-import signal
-import socket
-import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,16 +21,17 @@ from cachefs.errors import (
     CorruptError,
     FormatError,
     ObjectMissingError,
+    StoreRefusedError,
     StoreUnavailableError,
 )
 from cachefs.index.manifest_table import write_table
 from cachefs.model.chunk import chunk_id
 from cachefs.model.image import Image
 from cachefs.model.manifest import Manifest
+from cachefs.store.s3_settings import S3Settings
 from cachefs.store.store import Store, open_store
 from cachefs.tiers.jobs import (
     KEPT,
-    LENGTH,
     Answer,
     ChunkJob,
     ChunksDone,
@@ -44,30 +40,41 @@ from cachefs.tiers.jobs import (
     Failed,
     Fetched,
     Job,
-    L2Report,
     Listing,
     ListJob,
     Outcome,
     TableJob,
     Wanted,
-    encode,
 )
 from cachefs.tiers.l2.l2 import L2
 from cachefs.tiers.landing import Landing, Plain, SlotWriter
 from cachefs.tiers.ranges import Range, plan_ranges
-from cachefs.units import MIB
+from cachefs.tiers.request_cost import local_cost, s3_cost
 
 logger = logging.getLogger(__name__)
-_PR_SET_PDEATHSIG = 1
+
+_OUTAGE_S = 1.0
+"""After so long a request that fails ends its job."""
+_NOT_TRIED = Fetched(Outcome.UNAVAILABLE)
 
 
 class Fetcher:
     """Does jobs against one store."""
 
-    def __init__(self, store_url: str, store_identity: str, l2: L2 | None = None) -> None:
+    def __init__(
+        self,
+        store_url: str,
+        store_identity: str,
+        s3: S3Settings | None = None,
+        l2: L2 | None = None,
+    ) -> None:
         self._url = store_url
         self._l2 = l2
         self._identity = store_identity
+        self._s3 = s3
+        self._opening = threading.Lock()
+        self._cost = s3_cost() if s3 else local_cost()
+        self._costing = threading.Lock()
         self._store: Store | None = None
         self._writer = SlotWriter()
 
@@ -92,27 +99,37 @@ class Fetcher:
     def _open(self) -> Store:
         """Open the store when it is first needed: it may be away while we start."""
         if self._store is None:
-            store = open_store(self._url)
-            if store.identity != self._identity:
-                raise FormatError(f"{self._url} is now another store than the one that was mounted")
-            self._store = store
+            with self._opening:
+                if self._store is None:
+                    self._store = self._opened()
         return self._store
 
+    def _opened(self) -> Store:
+        store = open_store(self._url, self._s3)
+        if store.identity != self._identity:
+            raise FormatError(f"{self._url} is now another store than the one that was mounted")
+        return store
+
     def _fetch(self, job: ChunkJob) -> ChunksDone:
-        fetched: list[Fetched] = [Fetched(Outcome.UNAVAILABLE)] * len(job.wanted)
-        ranges = plan_ranges(job.wanted)
+        fetched: list[Fetched] = [_NOT_TRIED] * len(job.wanted)
+        with self._costing:
+            limits = self._cost.limits()
+        ranges = plan_ranges(job.wanted, limits.gap_bytes, limits.range_bytes)
         frame_bytes = 0
-        for planned in ranges:
+        give_up_s = time.monotonic() + _OUTAGE_S
+        for asked, planned in enumerate(ranges, 1):
             try:
-                data = memoryview(
-                    self._open().frames(planned.pack, planned.offset, planned.size_bytes)
-                )
+                data = self._read(planned)
             except CachefsError as error:
                 failure = _failure(error)
                 for member in planned.members:
                     # A neighbour that cannot be read must not fail the others of its range.
                     alone = len(planned.members) == 1 or failure.outcome is Outcome.UNAVAILABLE
                     fetched[member] = failure if alone else self._fetch_alone(job.wanted[member])
+                if failure.outcome is Outcome.UNAVAILABLE and time.monotonic() > give_up_s:
+                    rest = [failure if one is _NOT_TRIED else one for one in fetched]
+                    # Where the store hangs, each further request would be a timeout.
+                    return ChunksDone(job.number, tuple(rest), asked, frame_bytes)
                 continue
             frame_bytes += len(data)
             if self._l2 is not None:
@@ -122,6 +139,16 @@ class Fetcher:
                     self._l2.offer(wanted, data[at : at + wanted.frame_bytes])
             self._land(job.wanted, planned, data, fetched)
         return ChunksDone(job.number, tuple(fetched), len(ranges), frame_bytes)
+
+    def _read(self, planned: Range) -> memoryview:
+        """Ask for a range, and note what that costs: it plans the next ones."""
+        store = self._open()
+        begun_s = time.perf_counter()
+        data = store.frames(planned.pack, planned.offset, planned.size_bytes)
+        duration_s = time.perf_counter() - begun_s
+        with self._costing:
+            self._cost.observe(planned.size_bytes, duration_s)
+        return memoryview(data)
 
     def _fetch_alone(self, wanted: Wanted) -> Fetched:
         try:
@@ -215,91 +242,6 @@ def _failure(error: CachefsError) -> Fetched:
         return Fetched(Outcome.MISSING, message=str(error))
     if isinstance(error, CorruptError):
         return Fetched(Outcome.CORRUPT, message=str(error))
+    if isinstance(error, StoreRefusedError):
+        return Fetched(Outcome.REFUSED, message=str(error))
     return Fetched(Outcome.UNAVAILABLE, message=str(error))
-
-
-def _receive(connection: socket.socket) -> Job | None:
-    header = _receive_exactly(connection, LENGTH.size)
-    if header is None:
-        return None
-    data = _receive_exactly(connection, LENGTH.unpack(header)[0])
-    if data is None:
-        return None
-    job: Job = pickle.loads(data)
-    return job
-
-
-def _receive_exactly(connection: socket.socket, size_bytes: int) -> bytes | None:
-    data = connection.recv(size_bytes, socket.MSG_WAITALL)
-    return data if len(data) == size_bytes else None
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """Ask the kernel to end this process with its parent; exit if that has ended already."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        sys.exit(1)
-
-
-class _Line:
-    """The way back to the daemon, for the fetcher and the threads of its L2."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._lock = threading.Lock()
-
-    def send(self, message: Answer | L2Report) -> None:
-        with self._lock:
-            self._connection.sendall(encode(message))
-
-
-def _open_l2(settings: str, line: _Line) -> L2 | None:
-    """Return a started L2. One that cannot be made is done without: a mount works without it."""
-    from cachefs.config import L2Section  # noqa: PLC0415 - pydantic, only where there is an L2
-    from cachefs.tiers.l2.build import open_l2  # noqa: PLC0415 - and the server's library
-
-    try:
-        l2 = open_l2(L2Section.model_validate_json(settings))
-    except (CachefsError, OSError) as error:
-        logger.warning("working without L2: %s", error)
-        return None
-    l2.send = line.send
-    l2.start()
-    return l2
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_HEAP_BYTES = 32 * MIB
-"""The most that glibc takes for a threshold; a job has at most 4 MiB of chunks at a time."""
-
-
-def keep_freed_memory() -> None:
-    """Ask glibc not to give memory back at once.
-
-    Else the buffers of each job are new pages, which the kernel has to clear and to map one by one.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # another libc has its own ways
-        mallopt(_M_MMAP_THRESHOLD, _KEPT_HEAP_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT_HEAP_BYTES)
-
-
-def main() -> None:
-    """Run a fetcher: `fetcher SOCKET_FD PARENT_PID STORE_URL STORE_IDENTITY [L2_SETTINGS]`."""
-    fd, parent_pid, url, identity, *l2_settings = sys.argv[1:]
-    die_with_parent(int(parent_pid))
-    keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is the supervisor's
-    logging.basicConfig(level=logging.WARNING, format="fetcher: %(message)s")
-    with socket.socket(fileno=int(fd)) as connection:
-        line = _Line(connection)
-        l2 = _open_l2(l2_settings[0], line) if l2_settings else None
-        fetcher = Fetcher(url, identity, l2)
-        while (job := _receive(connection)) is not None:
-            line.send(fetcher.answer(job))
-            if l2 is not None:
-                l2.after_answer()
-
-
-if __name__ == "__main__":
-    main()

@@ -23,4 +23,6 @@ class Flight:
     plain: bytes | None = None
     error: CachefsError | None = None
     outages: int = 0
+    outage: str = ""
+    """What the last one was, for those whose deadline comes before its end."""
     corruptions: int = 0

@@ -26,6 +26,8 @@ class Outcome(Enum):
     MISSING = "missing"
     CORRUPT = "corrupt"
     UNAVAILABLE = "unavailable"
+    REFUSED = "refused"
+    """The store answered that we may not: no outage, so nobody waits for its end."""
 
 
 class Wanted(NamedTuple):

@@ -9,6 +9,7 @@ Knows nothing of frames, ids or stores: whoever adds a chunk has verified it.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 
 from cachefs.tiers.jobs import Wanted
@@ -25,10 +26,11 @@ Written = Callable[[int, Plain, OSError | None], None]
 
 
 class SlotWriter:
-    """Writes into segments, which it keeps open: there are at most eleven."""
+    """Writes into segments, which it keeps open: there are at most eleven. From any thread."""
 
     def __init__(self) -> None:
         self._segments: dict[str, int] = {}
+        self._opening = threading.Lock()
 
     def write(self, segment: str, position: int, parts: Sequence[Plain]) -> None:
         """Write parts one after another from a position.
@@ -38,7 +40,7 @@ class SlotWriter:
         """
         fd = self._segments.get(segment)
         if fd is None:
-            fd = self._segments[segment] = os.open(segment, os.O_WRONLY | os.O_CLOEXEC)
+            fd = self._open(segment)
         left = [memoryview(part) for part in parts]
         while left:
             written = os.pwritev(fd, left, position)
@@ -50,9 +52,16 @@ class SlotWriter:
             if left:
                 left[0] = left[0][written:]
 
+    def _open(self, segment: str) -> int:
+        with self._opening:
+            fd = self._segments.get(segment)
+            if fd is None:
+                fd = self._segments[segment] = os.open(segment, os.O_WRONLY | os.O_CLOEXEC)
+            return fd
+
 
 class Landing:
-    """The chunks of one range on their way into slots. `flush` at its end."""
+    """The chunks of one range on their way into slots. `flush` at its end. One thread."""
 
     def __init__(self, writer: SlotWriter, written: Written) -> None:
         self._writer = writer

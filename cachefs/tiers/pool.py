@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import json
 import logging
 import os
 import pickle
@@ -18,7 +19,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import trio
@@ -26,13 +27,14 @@ import trio
 from cachefs.config import L2Section
 from cachefs.errors import StoreUnavailableError
 from cachefs.metrics import Metrics
+from cachefs.store.s3_settings import S3Settings
 from cachefs.tiers.jobs import LENGTH, Answer, ChunkJob, Failed, Job, L2Report, encode
 from cachefs.tiers.l2.watch import L2Watch
 
 logger = logging.getLogger(__name__)
 
 _JOBS_AHEAD = 2
-"""Jobs that a fetcher has at once: the next lies in its socket when it ends one."""
+"""Jobs of a fetcher of a local store: the next lies in its socket when it ends one."""
 
 _MAX_DEATHS = 3
 """A job that ended so many fetchers is not tried again."""
@@ -57,7 +59,7 @@ class _Running:
 
 
 class FetcherPool:
-    """Runs `count` fetchers for one store."""
+    """Runs `count` fetchers for one store, each with one more job than it does at once."""
 
     def __init__(
         self,
@@ -67,12 +69,17 @@ class FetcherPool:
         lock_fd: int,
         job_timeout_s: float,
         metrics: Metrics,
+        s3: S3Settings | None = None,
         l2: L2Section | None = None,
     ) -> None:
-        self._arguments = [store_url, store_identity]
-        if l2 is not None and l2.url:
-            # Seen by everybody in `ps`: it says where a password is, never what it is.
-            self._arguments.append(l2.model_dump_json())
+        # Seen by everybody in `ps`: they say where a password is, never what it is.
+        self._arguments = [
+            store_url,
+            store_identity,
+            json.dumps(asdict(s3)) if s3 else "",
+            l2.model_dump_json() if l2 is not None and l2.url else "",
+        ]
+        self._jobs_ahead = s3.requests_in_flight + 1 if s3 else _JOBS_AHEAD
         self.l2 = L2Watch("" if l2 is None else l2.url, metrics)
         self.count = count
         self._lock_fd = lock_fd
@@ -173,7 +180,7 @@ class FetcherPool:
                 [
                     sys.executable,
                     "-m",
-                    "cachefs.tiers.fetcher",
+                    "cachefs.tiers.fetcher_process",
                     str(fd),
                     str(os.getpid()),
                     *self._arguments,
@@ -188,7 +195,7 @@ class FetcherPool:
 
     async def _send_jobs(self, running: _Running) -> None:
         while True:
-            while len(running.tickets) >= _JOBS_AHEAD:
+            while len(running.tickets) >= self._jobs_ahead:
                 running.room = trio.Event()
                 await running.room.wait()
             while not self._queue:

@@ -6,14 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from cachefs.units import KIB, MIB
-
-MAX_GAP_BYTES = 64 * KIB
-"""A gap smaller than this is read along: it costs less than one more request."""
-
-MAX_RANGE_BYTES = 8 * MIB
-"""Merging further gains nothing (learning.md: at about 8 MiB the gain of merging ends)."""
-
 
 class Framed(Protocol):
     """Anything that has a place in a pack."""
@@ -38,11 +30,12 @@ class Range:
 
 def plan_ranges(
     frames: Sequence[Framed],
-    max_gap_bytes: int = MAX_GAP_BYTES,
-    max_range_bytes: int = MAX_RANGE_BYTES,
+    max_gap_bytes: int,
+    max_range_bytes: int,
 ) -> list[Range]:
     """Return ranges that cover all frames, each frame in exactly one.
 
+    A gap of at most `max_gap_bytes` is read along; request_cost.py says what both should be.
     A range is longer than `max_range_bytes` only if a single frame is.
     """
     ranges: list[Range] = []

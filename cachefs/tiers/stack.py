@@ -23,6 +23,7 @@ from cachefs.errors import (
     CorruptError,
     DeadlineError,
     ObjectMissingError,
+    StoreRefusedError,
     StoreUnavailableError,
 )
 from cachefs.metrics import Metrics
@@ -115,8 +116,9 @@ class Stack:
             if flight.error is not None:
                 raise flight.error
             if not flight.ended.is_set():
+                cause = f": {flight.outage}" if flight.outage else ""
                 raise DeadlineError(
-                    f"chunk {flight.ref.id.hex()[:16]} did not come from the store in time"
+                    f"chunk {flight.ref.id.hex()[:16]} did not come from the store in time{cause}"
                 )
 
     def _leave(self, flight: Flight) -> None:
@@ -229,6 +231,10 @@ class Stack:
         """Try again what may get better while somebody waits; end the flight else."""
         if result.outcome is Outcome.MISSING:
             self._end(flight, ObjectMissingError(result.message))
+        elif result.outcome is Outcome.REFUSED:
+            self._end(
+                flight, StoreRefusedError(f"chunk {flight.ref.id.hex()[:16]}: {result.message}")
+            )
         elif result.outcome is Outcome.CORRUPT:
             self._metrics.l3_corrupt += 1
             flight.corruptions += 1
@@ -241,10 +247,13 @@ class Stack:
         else:
             self._metrics.l3_retries += 1
             flight.outages += 1
+            flight.outage = result.message
             self._nursery.start_soon(self._try_again, flight, result.message)
 
     async def _try_again(self, flight: Flight, message: str) -> None:
-        pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (flight.outages - 1))
+        # However long the outage was, whoever waits is not to miss its end: half of what is left.
+        left_s = max(_FIRST_PAUSE_S, (flight.deadline_s - trio.current_time()) / 2)
+        pause_s = min(_LONGEST_PAUSE_S, left_s, _FIRST_PAUSE_S * 2 ** (flight.outages - 1))
         await trio.sleep(pause_s * random.uniform(0.5, 1.0))
         if flight.waiters:
             self._start([flight], flight.chunk_bytes)

@@ -6,6 +6,7 @@ id. What fails that is missing, is fetched from the store, and is written over.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 
 from cachefs.errors import TierError
@@ -22,8 +23,21 @@ FetchFromStore = Callable[[ChunkJob], ChunksDone]
 _LANDED = (Outcome.KEPT, Outcome.UNKEPT)
 
 
+class _JobState(threading.local):
+    """What belongs to the job that this thread does."""
+
+    def __init__(self) -> None:
+        self.offered: dict[bytes, tuple[memoryview, int]] = {}
+        self.behind: list[tuple[bytes, memoryview, int]] = []
+
+
 class L2:
-    """One fetcher's way to L2. Not thread-safe: the fetcher's only thread."""
+    """One fetcher's way to L2.
+
+    Concurrency: any thread that does one job after another, from `fetch` to `after_answer`. They
+    ask L2 in turns: beside each other they would use up the tier's requests, whose lack counts as
+    a failure, and a call that is given up takes those under way along (`interrupt`).
+    """
 
     def __init__(
         self,
@@ -39,8 +53,9 @@ class L2:
         self._hedged = hedged
         self._counts = Counts()
         self._background = make_background(self._counts, self.report)
-        self._offered: dict[bytes, tuple[memoryview, int]] = {}
-        self._behind: list[tuple[bytes, memoryview, int]] = []
+        self._asking = threading.Lock()
+        self._reporting = threading.Lock()
+        self._job = _JobState()
         self.send: Callable[[L2Report], None] = lambda _: None
         """Where reports go, from any thread."""
         breaker.on_change = self._background.wake
@@ -51,6 +66,7 @@ class L2:
 
     def fetch(self, job: ChunkJob, land: Land, fetch_from_store: FetchFromStore) -> ChunksDone:
         """Return the answer to a job: from here what is here and right, from the store the rest."""
+        self._job.offered.clear()
         fetched: list[Fetched | None] = [None] * len(job.wanted)
         corrupt: set[bytes] = set()
         for index, frame in enumerate(self._frames([w.chunk_id for w in job.wanted])):
@@ -74,20 +90,20 @@ class L2:
                     self._choose(
                         job.wanted[index], is_replaced=job.wanted[index].chunk_id in corrupt
                     )
-        self._offered.clear()
+        self._job.offered.clear()
         self.report()
         answers = tuple(result for result in fetched if result is not None)
         return ChunksDone(job.number, answers, requests, frame_bytes)
 
     def offer(self, wanted: Wanted, frame: memoryview) -> None:
-        """Take note of a frame that came from the store for the job that is being done."""
-        self._offered[wanted.chunk_id] = (frame, wanted.plain_bytes)
+        """Take note of a frame that came from the store for the job that this thread does."""
+        self._job.offered[wanted.chunk_id] = (frame, wanted.plain_bytes)
 
     def after_answer(self) -> None:
-        """Queue what the last job brought; the answer has been sent."""
-        if self._behind:
-            self._background.add(self._behind)
-            self._behind = []
+        """Queue what this thread's last job brought; the answer has been sent."""
+        if self._job.behind:
+            self._background.add(self._job.behind)
+            self._job.behind = []
 
     def demote(self, leaving: Sequence[Leaving]) -> None:
         """See to it that L2 has these chunks, some time soon."""
@@ -95,22 +111,33 @@ class L2:
 
     def report(self) -> None:
         """Tell the daemon what is new, if anything."""
-        is_bypassed = self._breaker.state is not State.CLOSED
-        report = self._counts.report(self._background.queued_bytes, is_bypassed=is_bypassed)
-        if report is not None:
-            self.send(report)
+        with self._reporting:  # else an older state could be sent after a newer one, and stay
+            is_bypassed = self._breaker.state is not State.CLOSED
+            report = self._counts.report(self._background.queued_bytes, is_bypassed=is_bypassed)
+            if report is not None:
+                self.send(report)
 
     def _frames(self, ids: Sequence[bytes]) -> Sequence[bytes | None]:
+        """Ask in turn. A turn that does not come in time is none: others wait for L2 already."""
         unknown: list[bytes | None] = [None] * len(ids)
+        if not self._asking.acquire(timeout=self._wait_s):
+            self._counts.add("l2_bypassed", len(ids))
+            return unknown
+        try:
+            return self._asked(ids) or unknown
+        finally:
+            self._asking.release()
+
+    def _asked(self, ids: Sequence[bytes]) -> Sequence[bytes | None] | None:
         hedges = self._hedged.hedges if self._hedged else 0
         try:
             frames = self._tier.get(ids, self._wait_s)
         except BypassedError:
             self._counts.add("l2_bypassed", len(ids))
-            return unknown
+            return None
         except TierError as error:
             self._counts.failed(READING, error)
-            return unknown
+            return None
         finally:
             if self._hedged:
                 self._counts.add("l2_hedges", self._hedged.hedges - hedges)
@@ -120,10 +147,10 @@ class L2:
 
     def _choose(self, wanted: Wanted, *, is_replaced: bool) -> None:
         """Keep a landed frame for the back-fill, unless it came by in a scan."""
-        offered = self._offered.get(wanted.chunk_id)
+        offered = self._job.offered.get(wanted.chunk_id)
         if offered is None:
             return
         if wanted.is_scan and not is_replaced:
             self._counts.add("l2_scan_chunks")
         else:
-            self._behind.append((wanted.chunk_id, *offered))
+            self._job.behind.append((wanted.chunk_id, *offered))

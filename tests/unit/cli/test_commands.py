@@ -202,7 +202,8 @@ def test_wrong_use_is_one_line_with_what_to_do(run: Run, disk: Path, tmp_path: P
         (["import", disk, "../a"], "image name"),
         (["import", tmp_path, "a"], "is a folder"),
         (["import", "--convert", "-", "a"], "standard input"),
-        (["images", "--store", "s3://x"], "not s3://"),
+        (["images", "--store", "http://x"], "not http://"),
+        (["images", "--store", "s3://x"], "write s3://"),
         (["images", "--surplus"], "No such option"),
     ):
         assert_error(run(*arguments), 2, message)

@@ -338,8 +338,8 @@ def test_a_fetcher_works_until_its_daemon_hangs_up(
     wanted = wanted_of(store, tmp_path, str(segment))
     ours, theirs = socket.socketpair()
     fd = theirs.fileno()
-    arguments = [str(fd), str(os.getpid()), store.url, store.identity]
-    command = [sys.executable, "-m", "cachefs.tiers.fetcher", *arguments]
+    arguments = [str(fd), str(os.getpid()), store.url, store.identity, "", ""]
+    command = [sys.executable, "-m", "cachefs.tiers.fetcher_process", *arguments]
     with ours, theirs, subprocess.Popen(command, pass_fds=[fd]) as process:
         theirs.close()
         for _ in range(2):
@@ -353,6 +353,6 @@ def test_a_fetcher_works_until_its_daemon_hangs_up(
 
 
 def test_a_fetcher_whose_daemon_is_gone_already_does_not_start(store: Store) -> None:
-    arguments = ["0", str(2**22 + 1), store.url, store.identity]
-    command = [sys.executable, "-m", "cachefs.tiers.fetcher", *arguments]
+    arguments = ["0", str(2**22 + 1), store.url, store.identity, "", ""]
+    command = [sys.executable, "-m", "cachefs.tiers.fetcher_process", *arguments]
     assert subprocess.run(command, timeout=60, check=False).returncode == 1

@@ -3,7 +3,9 @@
 import errno
 import itertools
 import os
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -163,3 +165,23 @@ def test_a_segment_that_is_gone_is_an_error_for_each(
     assert len(told.members) == 2
     assert all(told.members.values())
     assert not segment.exists()
+
+
+def test_threads_open_a_segment_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    segment = tmp_path / "segment"
+    segment.write_bytes(b"")
+    real, opened = os.open, list[str]()
+
+    def slow_open(path: str, flags: int) -> int:
+        opened.append(path)
+        time.sleep(0.05)  # so that the others find it not yet open
+        return real(path, flags)
+
+    monkeypatch.setattr(os, "open", slow_open)
+    writer = SlotWriter()
+    parts = [bytes([number]) * SLOT for number in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        for number, part in enumerate(parts):
+            threads.submit(writer.write, str(segment), number * SLOT, [part])
+    assert segment.read_bytes() == b"".join(parts)
+    assert opened == [str(segment)]

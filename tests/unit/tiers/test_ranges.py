@@ -60,16 +60,16 @@ def test_no_two_neighbours_could_have_been_one_range(
 
 
 def test_nothing_wanted_is_nothing_asked() -> None:
-    assert plan_ranges([]) == []
+    assert plan_ranges([], 64, 1000) == []
 
 
 def test_neighbours_share_a_request_and_far_ones_do_not() -> None:
     wanted = [Frame(b"p", 5000, 100), Frame(b"p", 16, 100), Frame(b"p", 116, 50)]
-    near, far = plan_ranges(wanted, max_gap_bytes=64)
+    near, far = plan_ranges(wanted, 64, 1000)
     assert (near.offset, near.size_bytes, near.members) == (16, 150, [1, 2])
     assert (far.offset, far.size_bytes, far.members) == (5000, 100, [0])
 
 
 def test_equal_frames_are_asked_for_once() -> None:
-    [planned] = plan_ranges([Frame(b"p", 16, 100)] * 3)
+    [planned] = plan_ranges([Frame(b"p", 16, 100)] * 3, 64, 1000)
     assert (planned.size_bytes, planned.members) == (100, [0, 1, 2])

@@ -1,0 +1,1 @@
+"""Objects in a bucket on any S3, through botocore. Imported only where a store is on S3."""

@@ -1,0 +1,140 @@
+"""The process of a fetcher: takes jobs from the daemon's socket, and sends the answers back.
+
+One at a time for a local store; for S3, where most of a job is waiting, in several threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from cachefs.errors import CachefsError
+from cachefs.store.s3_settings import S3Settings
+from cachefs.tiers.fetcher import Fetcher
+from cachefs.tiers.jobs import LENGTH, Answer, Job, L2Report, encode
+from cachefs.tiers.l2.l2 import L2
+from cachefs.units import MIB
+
+logger = logging.getLogger(__name__)
+_PR_SET_PDEATHSIG = 1
+
+
+def _receive(connection: socket.socket) -> Job | None:
+    header = _receive_exactly(connection, LENGTH.size)
+    if header is None:
+        return None
+    data = _receive_exactly(connection, LENGTH.unpack(header)[0])
+    if data is None:
+        return None
+    job: Job = pickle.loads(data)
+    return job
+
+
+def _receive_exactly(connection: socket.socket, size_bytes: int) -> bytes | None:
+    data = connection.recv(size_bytes, socket.MSG_WAITALL)
+    return data if len(data) == size_bytes else None
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Ask the kernel to end this process with its parent; exit if that has ended already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        sys.exit(1)
+
+
+class _Line:
+    """The way back to the daemon, for the threads of the fetcher and of its L2."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def send(self, message: Answer | L2Report) -> None:
+        with self._lock:
+            self._connection.sendall(encode(message))
+
+
+def _open_l2(settings: str, line: _Line) -> L2 | None:
+    """Return a started L2. One that cannot be made is done without: a mount works without it."""
+    from cachefs.config import L2Section  # noqa: PLC0415 - pydantic, only where there is an L2
+    from cachefs.tiers.l2.build import open_l2  # noqa: PLC0415 - and the server's library
+
+    try:
+        l2 = open_l2(L2Section.model_validate_json(settings))
+    except (CachefsError, OSError) as error:
+        logger.warning("working without L2: %s", error)
+        return None
+    l2.send = line.send
+    l2.start()
+    return l2
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_HEAP_BYTES = 32 * MIB
+"""The most that glibc takes for a threshold; a job has at most 4 MiB of chunks at a time."""
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc not to give memory back at once.
+
+    Else the buffers of each job are new pages, which the kernel has to clear and to map one by one.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # another libc has its own ways
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_HEAP_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_HEAP_BYTES)
+
+
+def main() -> None:
+    """Run a fetcher: `fetcher SOCKET_FD PARENT_PID STORE_URL STORE_IDENTITY S3 L2`.
+
+    The last two are settings in JSON; empty: the store is not on S3, and there is no L2.
+    """
+    fd, parent_pid, url, identity, s3_settings, l2_settings = sys.argv[1:]
+    s3 = S3Settings(**json.loads(s3_settings)) if s3_settings else None
+    die_with_parent(int(parent_pid))
+    keep_freed_memory()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C at the terminal is the supervisor's
+    logging.basicConfig(level=logging.WARNING, format="fetcher: %(message)s")
+    with socket.socket(fileno=int(fd)) as connection:
+        line = _Line(connection)
+        l2 = _open_l2(l2_settings, line) if l2_settings else None
+        fetcher = Fetcher(url, identity, s3, l2)
+
+        def do(job: Job) -> None:
+            line.send(fetcher.answer(job))
+            if l2 is not None:
+                l2.after_answer()
+
+        if s3 is None:
+            while (job := _receive(connection)) is not None:
+                do(job)
+        else:
+            _serve_in_threads(do, connection, s3.requests_in_flight)
+
+
+def _serve_in_threads(do: Callable[[Job], None], connection: socket.socket, threads: int) -> None:
+    def do_or_end(job: Job) -> None:
+        try:
+            do(job)
+        except BaseException:
+            logger.exception("this fetcher ends")
+            os._exit(1)  # its jobs go to another
+
+    pool = ThreadPoolExecutor(threads, "job")
+    while (job := _receive(connection)) is not None:
+        pool.submit(do_or_end, job)
+    os._exit(0)  # nobody waits for what is still under way
+
+
+if __name__ == "__main__":
+    main()

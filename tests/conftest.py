@@ -1,0 +1,36 @@
+"""S3 servers for all tests: each starts when the first test asks for it, and ends with the last."""
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from tests.s3.servers import S3Server, rclone, seaweedfs
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """SeaweedFS, which does what S3 does."""
+    with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Rclone's server, which knows no conditional writes."""
+    with rclone(tmp_path_factory.mktemp("rclone")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """SeaweedFS; this process and those that it starts know how to reach it."""
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    return s3_server
+
+
+@pytest.fixture
+def s3_url(s3: S3Server) -> str:
+    """The URL of a place in its bucket that nobody else uses."""
+    return f"s3://{s3.bucket}/{uuid.uuid4().hex}/store"

@@ -1,0 +1,1 @@
+"""Proxies on loopback that do what networks and servers do when they fail."""

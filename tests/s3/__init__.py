@@ -1,0 +1,1 @@
+"""S3 servers of our own on loopback, for tests and benches."""
