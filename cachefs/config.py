@@ -58,6 +58,7 @@ def _absolute(path: str) -> str:
 
 
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+PolicyName = Literal["lru", "lfu", "arc", "s3fifo", "sieve", "2q", "ml"]
 
 
 class _Section(BaseModel):
@@ -121,6 +122,12 @@ class L1Section(_Section):
     `read`: also at every read (the lane then serves no hits)."""
     scrub_bytes_per_s: Size = Field(default=8 * MIB, ge=0, le=16 * GIB)
     """How fast the background scrub reads L1 again; 0 turns it off."""
+
+
+class EvictionSection(_Section):
+    """What L1 gives up for what comes in."""
+
+    policy: PolicyName = "2q"
 
 
 class FetchSection(_Section):
@@ -224,6 +231,7 @@ class Config(_Section):
     s3: S3Section = S3Section()
     l1: L1Section = L1Section()
     l2: L2Section = L2Section()
+    eviction: EvictionSection = EvictionSection()
     fetch: FetchSection = FetchSection()
     mount: MountSection = MountSection()
     lane: LaneSection = LaneSection()
@@ -261,6 +269,7 @@ MOUNT_OPTIONS: dict[str, tuple[str, str]] = {
     "l2": ("l2", "url"),
     "l2_timeout": ("l2", "timeout_s"),
     "l2_demote": ("l2", "demote"),
+    "eviction": ("eviction", "policy"),
     "fetchers": ("fetch", "fetchers"),
     "read_deadline": ("fetch", "read_deadline_s"),
     "job_timeout": ("fetch", "job_timeout_s"),

@@ -56,6 +56,8 @@ class Metrics:
     l1_errors: int = _counter("L1 reads and writes that the disk failed")
     unkept_chunks: int = _counter("Chunks served without a place in L1")
     evicted_chunks: int = _counter("Chunks that L1 gave up for others")
+    policy_errors: int = _counter("Slots that the eviction policy named and must not; left alone")
+    trainings: int = _counter("Models that the eviction policy has learned")
     commits: int = _counter("Transactions of the index")
     scrubbed_chunks: int = _counter("Chunks that the scrub verified")
     scrub_passes: int = _counter("Times that the scrub has seen all of L1")

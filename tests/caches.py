@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from cachefs.config import Config, L1Section
+from cachefs.config import Config, EvictionSection, L1Section, PolicyName
 from cachefs.daemon.cache import Cache, open_cache
 from cachefs.index.folder import open_folder
 from cachefs.index.manifest_table import ManifestTable, PageCache, write_table
@@ -25,11 +25,19 @@ IDENTITY = "a store"
 
 @contextmanager
 def opened_cache(
-    path: Path, quota_bytes: int = 16 * MIB, free_floor_bytes: int = 0, *, clean: bool = True
+    path: Path,
+    quota_bytes: int = 16 * MIB,
+    free_floor_bytes: int = 0,
+    *,
+    clean: bool = True,
+    policy: PolicyName = "lru",
 ) -> Iterator[Cache]:
     """Open a cache folder; at the end either stop cleanly or drop everything as a kill would."""
     folder = open_folder(path, IDENTITY, wait_s=0)
-    config = Config(l1=L1Section(quota_bytes=quota_bytes, free_floor_bytes=free_floor_bytes))
+    config = Config(
+        l1=L1Section(quota_bytes=quota_bytes, free_floor_bytes=free_floor_bytes),
+        eviction=EvictionSection(policy=policy),
+    )
     cache = open_cache(folder, config, Metrics())
     closed = False
     try:

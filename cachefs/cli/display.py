@@ -16,16 +16,19 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
 from rich.table import Table
 
 ShowDone = Callable[[int, int | None], None]
-"""Shows how many bytes are done, and of how many if that is known."""
+"""Shows how many bytes (or things) are done, and of how many if that is known."""
 
 
 def print_json(value: Any) -> None:
@@ -66,21 +69,30 @@ def progress(what: str, wanted: bool = True) -> Iterator[ShowDone]:
         what: What goes on, in a word or two.
         wanted: Whether to show anything.
     """
+    columns = (DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    with _bar(what, wanted, columns) as show:
+        yield show
+
+
+@contextmanager
+def count_progress(what: str, wanted: bool = True) -> Iterator[ShowDone]:
+    """Show a bar that counts things, not bytes, while the context is open; else as `progress`."""
+    columns = (MofNCompleteColumn(), TimeElapsedColumn())
+    with _bar(what, wanted, columns) as show:
+        yield show
+
+
+@contextmanager
+def _bar(what: str, wanted: bool, figures: Sequence[ProgressColumn]) -> Iterator[ShowDone]:
     if not wanted or not sys.stderr.isatty():
-        yield lambda _done_bytes, _all_bytes: None
+        yield lambda _done, _all: None
         return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
+    text = TextColumn("{task.description}", markup=False)
+    columns = (SpinnerColumn(), text, BarColumn(), *figures)
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
 
-        def show(done_bytes: int, all_bytes: int | None) -> None:
-            bar.update(task, completed=done_bytes, total=all_bytes)
+        def show(done: int, everything: int | None) -> None:
+            bar.update(task, completed=done, total=everything)
 
         yield show

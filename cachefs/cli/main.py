@@ -32,6 +32,12 @@ COMMANDS = {
     "mount": ("cachefs.cli.mount:mount_command", "Show a store's images as files on this host."),
     "umount": ("cachefs.cli.mount:umount_command", "End a mount."),
     "status": ("cachefs.cli.mount:status_command", "Tell how a mount is doing."),
+    "model": ("cachefs.cli.model:model_command", "Show, move or forget what eviction learned."),
+    "policy": ("cachefs.cli.policy:policy_command", "Show or change what L1 gives up."),
+    "simulate": (
+        "cachefs.cli.simulate:simulate",
+        "Replay a recording through eviction policies.",
+    ),
     "scrub": ("cachefs.cli.mount:scrub_command", "Verify all that a mount's local cache holds."),
 }
 """Name of each command: where it is, and its line in the list of commands."""

@@ -59,7 +59,7 @@ def mount_command(
 @click.argument("mountpoint", type=Path)
 def umount_command(mountpoint: Path, lazy: bool, wait_s: float) -> None:
     """End a mount, and wait until its cache is written."""
-    folder = _run_folder(mountpoint)
+    folder = run_folder(mountpoint)
     try:
         answer = control.ask(folder, {"command": "unmount", "lazy": lazy}, _ANSWER_WAIT_S)
     except OSError as error:
@@ -76,13 +76,13 @@ def umount_command(mountpoint: Path, lazy: bool, wait_s: float) -> None:
 @click.argument("mountpoint", type=Path)
 def status_command(mountpoint: Path, as_json: bool) -> None:
     """Tell how a mount is doing: its daemon, its cache, its store, what it served from where."""
-    folder = _run_folder(mountpoint)
+    folder = run_folder(mountpoint)
     status = _ask_supervisor(folder, mountpoint, {"command": "status"})
     status.pop("ok", None)
     try:
         status["daemon"] = {
             **dict(status.get("daemon") or {}),
-            **_ask_daemon(folder, {"command": "status"}, _ANSWER_WAIT_S),
+            **ask_daemon(folder, {"command": "status"}, _ANSWER_WAIT_S),
         }
     except MountError as error:
         status["daemon"] = {**dict(status.get("daemon") or {}), "error": str(error)}
@@ -94,7 +94,7 @@ def status_command(mountpoint: Path, as_json: bool) -> None:
 @click.argument("mountpoint", type=Path)
 def scrub_command(mountpoint: Path, as_json: bool) -> None:
     """Verify all that a mount's L1 holds, now and at full speed."""
-    answer = _ask_daemon(_run_folder(mountpoint), {"command": "scrub"}, _SCRUB_WAIT_S)
+    answer = ask_daemon(run_folder(mountpoint), {"command": "scrub"}, _SCRUB_WAIT_S)
     if as_json:
         click.echo(json.dumps(answer))
     else:
@@ -164,7 +164,8 @@ def _supervisor_arguments(config: Config, mountpoint: Path, *, foreground: bool)
     ]
 
 
-def _run_folder(mountpoint: Path) -> Path:
+def run_folder(mountpoint: Path) -> Path:
+    """Return where the sockets of a mount are."""
     try:
         return rundir.run_folder(str(mountpoint))
     except HelperError as error:
@@ -210,7 +211,13 @@ def _not_mounted(mountpoint: Path) -> MountError:
     )
 
 
-def _ask_daemon(folder: Path, request: dict[str, Any], wait_s: float) -> dict[str, Any]:
+def ask_daemon(folder: Path, request: dict[str, Any], wait_s: float) -> dict[str, Any]:
+    """Return the answer of the daemon whose sockets are in `folder`.
+
+    Raises:
+        MountError: it does not answer.
+        CachefsError: what it answers is an error.
+    """
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(wait_s)
         try:
@@ -260,6 +267,7 @@ def _for_people(status: dict[str, Any]) -> str:
     rows = {
         "images": f"{daemon['store']['images']}",
         "L1": f"{held} in {l1['resident_chunks']} chunks, of {quota} in {l1['dir']}",
+        "eviction": f"{metrics['evicted_chunks']} chunks, policy {l1['policy']}",
         "reads": f"{reads['hits']} by the lane, {format_size(reads['hit_bytes'])}; "
         f"{metrics['reads']} by the daemon, {format_size(metrics['read_bytes'])}, "
         f"{metrics['read_errors']} failed, {metrics['waiting_reads']} waiting",

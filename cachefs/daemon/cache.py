@@ -12,11 +12,13 @@ import numpy.typing as npt
 import trio
 
 from cachefs.config import Config
+from cachefs.errors import UsageError
 from cachefs.index.database import Database, open_database
 from cachefs.index.folder import CacheFolder
 from cachefs.index.segments import slot_bytes_of
 from cachefs.metrics import Metrics
-from cachefs.policy.evict.lru import Lru, Ticks
+from cachefs.policy.evict.names import POLICIES, make_policy
+from cachefs.policy.evict.order import Ticks
 from cachefs.tiers.board import SlotBoard
 from cachefs.tiers.keeper import Keeper
 from cachefs.tiers.l1 import L1
@@ -32,9 +34,25 @@ class Cache:
     database: Database
     l1: L1
     keeper: Keeper
+    ticks: Ticks
+    policy: str
+    """The eviction policy's name."""
+
+    def change_policy(self, name: str) -> None:
+        """Evict by another policy from now on.
+
+        Raises:
+            UsageError: there is none of that name.
+        """
+        if name not in POLICIES:
+            raise UsageError(f"no policy '{name}': there are {', '.join(POLICIES)}")
+        if name != self.policy:
+            self.l1.change_policy(lambda: make_policy(name, self.ticks))
+            self.policy = name
 
     async def save_recency(self) -> None:
         """Write down how recently each slot was used; losing that costs only good order."""
+        self.l1.tell_uses()
         # The snapshots are taken here: a policy knows one thread only.
         snapshots = {n: slots.policy.snapshot() for n, slots in self.l1.classes.items()}
         for number, snapshot in snapshots.items():
@@ -68,13 +86,14 @@ def open_cache(
         CacheError: the disk does not let us.
     """
     database, is_new = open_database(folder.index_path, folder.segments_path)
-    ticks = Ticks()
-    l1 = L1(folder, database, config.l1.quota_bytes, lambda: Lru(ticks), metrics, board)
+    ticks, name = Ticks(), config.eviction.policy
+    quota_bytes = config.l1.quota_bytes
+    l1 = L1(folder, database, quota_bytes, lambda: make_policy(name, ticks), metrics, board)
     if not is_new:
         _restore_recency(folder, l1)
     if l1.epoch.unclean_start:
         logger.warning("the last stop was not clean: chunks in L1 are verified at first use")
-    return Cache(folder, database, l1, Keeper(l1, config.l1.free_floor_bytes))
+    return Cache(folder, database, l1, Keeper(l1, config.l1.free_floor_bytes), ticks, name)
 
 
 def _restore_recency(folder: CacheFolder, l1: L1) -> None:

@@ -19,7 +19,9 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from cachefs.config import Config
 from cachefs.daemon.cache import Cache, open_cache
+from cachefs.daemon.choice import keep_choice, restore_choice
 from cachefs.daemon.control import serve_control
+from cachefs.daemon.learning import Learning
 from cachefs.daemon.listing import ListingTask
 from cachefs.daemon.status import describe, xattrs
 from cachefs.daemon.supervised import Start, Supervisor
@@ -32,6 +34,7 @@ from cachefs.index.manifest_table import ManifestTable
 from cachefs.index.names import Names
 from cachefs.metrics import Metrics
 from cachefs.policy.admit import ScanFilter
+from cachefs.policy.evict.names import POLICIES
 from cachefs.reader import Reader
 from cachefs.store.s3_settings import S3Settings
 from cachefs.store.store import open_store
@@ -68,6 +71,7 @@ class Daemon:
         self.config = config
         self.board = board
         self.replies = Replies()
+        self._run_dir = start.run_dir
         self.cache = cache
         self.metrics = cache.l1.metrics
         fetch = config.fetch
@@ -88,6 +92,7 @@ class Daemon:
         self.tables = Tables((folder.manifests_path, spare), self.pool)
         self.vfs = Vfs()
         self.listing = ListingTask(self.vfs, Names(cache.database), self.pool, self.metrics)
+        self.learning = Learning(cache)
         self.scrub = Scrub(cache.l1, config.l1.scrub_bytes_per_s, self.metrics)
         self.hints = Hints(cache.l1)
         self.accesses = Accesses(board, cache.l1, self.metrics)
@@ -118,7 +123,13 @@ class Daemon:
 
     def commands(self) -> dict[str, Any]:
         """Return what the control socket answers."""
-        return {"status": self._status, "scrub": self._scrub, "refresh": self._refresh}
+        return {
+            "status": self._status,
+            "scrub": self._scrub,
+            "refresh": self._refresh,
+            "policy": self._policy,
+            "model": self.learning.command,
+        }
 
     async def save_recency(self) -> None:
         """Write the order of use down now and then."""
@@ -141,12 +152,19 @@ class Daemon:
 
     async def _status(self, _: dict[str, Any]) -> dict[str, Any]:
         return describe(
-            self.config.store.url, self.vfs, self.cache.l1, self.pool, self.listing, self.metrics
+            self.config.store.url, self.vfs, self.cache, self.pool, self.listing, self.metrics
         )
 
     async def _scrub(self, _: dict[str, Any]) -> dict[str, Any]:
         read, bad = await self.scrub.scrub_once()
         return {"verified_chunks": read, "dropped_chunks": bad}
+
+    async def _policy(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Tell the eviction policy; change it if the request names one."""
+        if "name" in request:
+            self.cache.change_policy(str(request["name"]))
+            await trio.to_thread.run_sync(keep_choice, self._run_dir, self.cache.policy)
+        return {"policy": self.cache.policy, "policies": list(POLICIES)}
 
     async def _refresh(self, _: dict[str, Any]) -> dict[str, Any]:
         await self.listing.refresh()
@@ -168,6 +186,7 @@ async def run_daemon(config: Config, start: Start, supervisor: Supervisor) -> No
     board = Board(start.board_fd, supervisor.offer_segment, serves_hits=serves_hits)
     try:
         cache = open_cache(folder, config, metrics, board)
+        restore_choice(start.run_dir, cache, fresh=start.fresh)
     except BaseException:
         folder.close()
         raise
@@ -177,6 +196,7 @@ async def run_daemon(config: Config, start: Start, supervisor: Supervisor) -> No
     finally:
         with trio.CancelScope(shield=True):
             daemon.tables.close()
+            await daemon.learning.save()
             await cache.close()
             folder.close()
 
@@ -196,6 +216,7 @@ async def _run_tasks(daemon: Daemon, start: Start, supervisor: Supervisor) -> No
             nursery.start_soon(daemon.scrub.run)
             nursery.start_soon(daemon.hints.run)
             nursery.start_soon(daemon.accesses.run)
+            nursery.start_soon(daemon.learning.run)
             nursery.start_soon(daemon.save_recency)
             nursery.start_soon(serve_control, start.run_dir / "daemon.sock", daemon.commands())
             if config.metrics.listen:

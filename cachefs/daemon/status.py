@@ -11,6 +11,7 @@ from typing import Any
 import trio
 
 from cachefs import __version__
+from cachefs.daemon.cache import Cache
 from cachefs.daemon.listing import ListingTask
 from cachefs.metrics import Metrics
 from cachefs.tiers.l1 import L1
@@ -22,9 +23,15 @@ _TABLE_WAIT_S = 10.0
 
 
 def describe(
-    store_url: str, vfs: Vfs, l1: L1, pool: FetcherPool, listing: ListingTask, metrics: Metrics
+    store_url: str,
+    vfs: Vfs,
+    cache: Cache,
+    pool: FetcherPool,
+    listing: ListingTask,
+    metrics: Metrics,
 ) -> dict[str, Any]:
     """Return the state of a daemon, for people and programs."""
+    l1 = cache.l1
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "version": __version__,
@@ -43,6 +50,7 @@ def describe(
             "resident_chunks": l1.resident_chunks,
             "slots": sum(slots.total for slots in l1.classes.values()),
             "free_slots": sum(len(slots.free) for slots in l1.classes.values()),
+            "policy": cache.policy,
             "suspect": l1.epoch.suspect_before > 0,
         },
         "l2": pool.l2.describe(),

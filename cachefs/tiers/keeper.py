@@ -15,7 +15,7 @@ import trio
 
 from cachefs.errors import CacheError
 from cachefs.index.residency import Batch
-from cachefs.index.segments import INDEX_MASK, slot_class
+from cachefs.index.segments import slot_class
 from cachefs.tiers.l1 import L1
 from cachefs.tiers.slots import ClassSlots
 
@@ -108,6 +108,7 @@ class Keeper:
                 logger.warning("%s", error)
 
     async def _make_room(self) -> None:
+        self._l1.tell_uses()
         for slots in list(self._l1.classes.values()):
             if len(slots.free) >= slots.low and slots.total:
                 slots.is_hopeless = False
@@ -124,9 +125,10 @@ class Keeper:
                 self._announce_room()  # those who wait need not
 
     def _evict(self, slots: ClassSlots) -> None:
-        """Give up enough for two bursts, so that the next call comes later."""
+        """Give up enough for the high watermark."""
         self._l1.digest()
-        wanted = 2 * slots.low - len(slots.free) - len(self._emptied)
+        self._l1.tell_uses()
+        wanted = slots.high - len(slots.free) - len(self._emptied)
         for slot in slots.victims(min(max(0, wanted), _MOST_EVICTIONS)):
             if not self._give_up(slot):
                 self._l1.drop_stray(slot)
@@ -185,9 +187,7 @@ class Keeper:
 
     def _empty_extent(self, slots: ClassSlots) -> bool:
         """Give up the extent with the coldest chunk, unless a read or fetcher holds a slot."""
-        victims = slots.victims(1)
-        extent_slots = slots.segment.extent_slots
-        extent = (victims[0] & INDEX_MASK) // extent_slots if victims else max(slots.extents)
+        extent = slots.coldest_extent()
         members = slots.members(extent)
         if any(slot in slots.pins or slot in slots.filling for slot in members):
             return False

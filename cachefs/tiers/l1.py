@@ -34,11 +34,14 @@ from cachefs.index.segments import (
     slot_class,
 )
 from cachefs.metrics import Metrics
-from cachefs.policy.evict.seam import EvictionPolicy
+from cachefs.policy.evict.seam import UNKNOWN, Arrival, EvictionPolicy, Slots
 from cachefs.tiers.board import NoBoard, SlotBoard
 from cachefs.tiers.slots import ClassSlots
 
 logger = logging.getLogger(__name__)
+
+_MOST_USES = 4096
+"""Told in one go, some 0.2 ms; at more hits than that in a keeper's turn it is done between."""
 
 
 class L1:
@@ -73,6 +76,8 @@ class L1:
         self.digest: Callable[[], object] = lambda: None
         """Tells the policy what the lane has answered; for who is about to ask the policy."""
         self._make_policy = make_policy
+        self._uses: list[int] = []
+        """Slots that were read, in order; the policies have not been told yet."""
         self._extent_slots: dict[int, int] = {}
         self._is_loaded = False
         self.residency = Residency(database, self._extent_slots)
@@ -99,19 +104,42 @@ class L1:
         slot = found[0]
         slots = self.classes[slot >> INDEX_BITS]
         index = slot & INDEX_MASK
-        slots.policy.touch(index)
+        self.touch(slot)
         return slots.segment.fd, index * slots.segment.slot_bytes, slot
 
     def touch(self, slot: int) -> None:
-        """A chunk was read."""
-        self.classes[slot_class(slot)].policy.touch(slot & INDEX_MASK)
+        """A chunk was read. A hit pays for an append; the policies are told in batches."""
+        self._uses.append(slot)
+        if len(self._uses) >= _MOST_USES:
+            self.tell_uses()
 
-    def touch_many(self, slots: npt.NDArray[np.uint32]) -> None:
-        """Chunks were read by the lane from these slots, in this order; some may be gone since."""
+    def touch_many(self, slots: npt.NDArray[np.uint32] | Slots) -> None:
+        """Chunks were read, in this order; some may be gone since. For hits that come in batches.
+
+        Those of the lane come so: full slot numbers, of an earlier daemon's board perhaps.
+        """
+        self.tell_uses()
+        self._tell(slots.astype(np.int64))
+
+    def tell_uses(self) -> None:
+        """Tell the policies of all uses so far; the keeper does it before it evicts."""
+        if self._uses:
+            self._tell(np.array(self._uses, np.int64))
+            self._uses.clear()
+
+    def _tell(self, slots: Slots) -> None:
         numbers = slots >> INDEX_BITS
-        for number in np.unique(numbers).tolist():
-            if number in self.classes:
-                self.classes[number].policy.touch_many(slots[numbers == number] & INDEX_MASK)
+        for number, held in self.classes.items():
+            mine = numbers == number
+            if mine.any():
+                held.used(slots[mine] & INDEX_MASK)
+
+    def change_policy(self, make_policy: Callable[[], EvictionPolicy]) -> None:
+        """Rank by other policies from now on; they take over how recently each slot was used."""
+        self.tell_uses()
+        self._make_policy = make_policy
+        for held in self.classes.values():
+            held.change_policy(make_policy())
 
     def pin(self, slot: int) -> None:
         """Hold a slot: its chunk stays until as many calls of `unpin`."""
@@ -155,7 +183,9 @@ class L1:
         segment = self.classes[slot_class(slot)].segment
         return str(segment.path), segment.position(slot)
 
-    def landed(self, slot: int, chunk_id: bytes, plain_bytes: int) -> int:
+    def landed(
+        self, slot: int, chunk_id: bytes, plain_bytes: int, arrival: Arrival = UNKNOWN
+    ) -> int:
         """A reserved slot now holds a chunk, written and verified. Returns the slot to read from.
 
         That is another one if the chunk came in by another way meanwhile.
@@ -164,7 +194,7 @@ class L1:
         if found is not None:
             self.give_back(slot)
             return found.slot
-        self.classes[slot_class(slot)].filled(slot)
+        self.classes[slot_class(slot)].filled(slot, arrival)
         self.residency.put(chunk_id, Placement(slot, plain_bytes, self.epoch.now))
         return slot
 
@@ -184,16 +214,16 @@ class L1:
             self.drops += 1
             self.board.empty(slot)
             self.residency.drop(chunk_id, slot)
-            self.classes[slot_class(slot)].emptied(slot)
-            self.on_emptied(slot)
+            if self.classes[slot_class(slot)].emptied(slot):
+                self.on_emptied(slot)
 
     def drop_stray(self, slot: int) -> None:
         """Give up an occupied slot to which no sound record points: the index was damaged."""
         self.drops += 1
         self.board.empty(slot)
         self.residency.clear(slot)
-        self.classes[slot_class(slot)].emptied(slot)
-        self.on_emptied(slot)
+        if self.classes[slot_class(slot)].emptied(slot):
+            self.on_emptied(slot)
 
     def class_for(self, chunk_bytes: int) -> ClassSlots:
         """Return the slots for chunks of `chunk_bytes`, making the class if it is new."""
@@ -237,7 +267,7 @@ class L1:
         slot_bytes = slot_bytes_of(number)
         extent_bytes = extent_slots * slot_bytes or extent_bytes_for(self.quota_bytes, slot_bytes)
         segment = Segment(self.folder.segments_path, number, extent_bytes)
-        self.classes[number] = ClassSlots(segment, self._make_policy())
+        self.classes[number] = ClassSlots(segment, self._make_policy(), self.metrics)
         self._extent_slots[number] = segment.extent_slots
         if self._is_loaded:
             self.board.own_segment(number, segment.fd)

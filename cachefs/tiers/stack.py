@@ -29,6 +29,7 @@ from cachefs.errors import (
 from cachefs.metrics import Metrics
 from cachefs.model.chunk import ChunkRef
 from cachefs.policy.admit import ScanFilter
+from cachefs.tiers.arrivals import arrival_of
 from cachefs.tiers.flight import Flight
 from cachefs.tiers.jobs import Answer, ChunkJob, ChunksDone, Fetched, Outcome, Wanted
 from cachefs.tiers.l1 import L1
@@ -201,7 +202,7 @@ class Stack:
         ref = flight.ref
         if result.outcome is Outcome.KEPT and slot is not None:
             self._count(result, ref.plain_bytes)
-            slot = self._l1.landed(slot, ref.id, ref.plain_bytes)
+            slot = self._l1.landed(slot, ref.id, ref.plain_bytes, arrival_of(ref))
             if flight.waiters:
                 self._l1.pin(slot)
                 flight.slot = slot

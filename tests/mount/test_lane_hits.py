@@ -214,10 +214,11 @@ def under_comparison(
 
 @pytest.mark.slow
 @pytest.mark.timeout(60 + 3 * STRESS_S)
+@pytest.mark.parametrize("policy", ["2q", "lru"])
 def test_no_wrong_byte_while_slots_are_filled_and_emptied_as_fast_as_can_be(
-    mounts: Mounts, images: Images
+    mounts: Mounts, images: Images, policy: str
 ) -> None:
-    mount = mounts(images.store.url).start("quota=4MiB,fetchers=2")
+    mount = mounts(images.store.url).start(f"quota=4MiB,fetchers=2,eviction={policy}")
     comparers = under_comparison(mount, images, 8, lambda: time.sleep(STRESS_S))
     assert [failure for comparer in comparers for failure in comparer.failures] == []
     metrics, reads = mount.metrics(), mount.supervised()["lane"]["reads"]

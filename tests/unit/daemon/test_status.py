@@ -59,10 +59,11 @@ async def test_status_and_attributes_tell_what_is_here(store: Store, cache: Cach
     await cache.keeper.commit()
     expected = 2 * CHUNK + 10  # equal chunks once, zeros not at all
     assert await answers["user.cachefs.resident_bytes"](node) == str(expected).encode()
-    found = describe(store.url, vfs, cache.l1, pool, listing, metrics)
+    found = describe(store.url, vfs, cache, pool, listing, metrics)
     assert json.loads(json.dumps(found)) == found
     assert found["store"] == {"url": store.url, "error": None, "images": 1, "hidden": []}
     assert found["l1"]["resident_chunks"] == 3
+    assert found["l1"]["policy"] == "lru"
     assert found["l1"]["allocated_bytes"] <= found["l1"]["quota_bytes"] == 4 * MIB
     assert found["metrics"]["l3_chunks"] == 3
     assert found["max_rss_bytes"] > MIB

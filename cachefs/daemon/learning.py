@@ -1,0 +1,171 @@
+"""The learning of the daemon: models are trained in threads, saved, loaded, shown.
+
+A model file is written beside the old one and takes its place in one step, so that a kill at any
+moment leaves the old or the new. A file that is damaged or of another version is passed over with a
+message, and learning starts anew. Every file may be deleted at any time.
+
+Concurrency: policies are touched on the event loop only; training and files are in threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from cachefs.daemon.cache import Cache
+from cachefs.errors import CacheError, FormatError, NotFoundError, UsageError
+from cachefs.index.segments import slot_bytes_of
+from cachefs.policy.evict.ml.learned import Learned, Training
+from cachefs.policy.evict.ml.models import Model
+from cachefs.policy.evict.ml.saved import Saved, restored, saved
+
+logger = logging.getLogger(__name__)
+
+_LOOK_INTERVAL_S = 1.0
+_SAVE_INTERVAL_S = 60.0
+_LONGEST_FILE_BYTES = 32 * 2**20
+
+
+class Learning:
+    """What learns over a cache; idle while the policy is one that does not."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._saved_s = 0.0
+        self._loaded: set[int] = set()
+        """Policies, by id, that were offered the saved model already."""
+
+    async def run(self) -> None:
+        """Train and save until cancelled."""
+        while True:
+            await trio.sleep(_LOOK_INTERVAL_S)
+            for number, policy in self._learners().items():
+                if id(policy) not in self._loaded:
+                    await self._load(number, policy)
+                work = policy.training()
+                if work is not None:
+                    policy.adopt(await trio.to_thread.run_sync(_trained, work))
+                    self._cache.l1.metrics.trainings += 1
+            if trio.current_time() - self._saved_s > _SAVE_INTERVAL_S:
+                await self.save()
+
+    async def save(self) -> None:
+        """Write all models down."""
+        self._saved_s = trio.current_time()
+        for number, policy in self._learners().items():
+            what = policy.saved()
+            if what is not None:
+                await trio.to_thread.run_sync(_write_quietly, self._path(number), what)
+
+    async def command(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answer `cachefs model`.
+
+        Raises:
+            CachefsError: there is nothing to do that with, or the file is none.
+        """
+        learners = self._learners()
+        if not learners:
+            raise UsageError(
+                f"the policy is '{self._cache.policy}', which learns nothing: see 'cachefs policy'"
+            )
+        action = request.get("action")
+        path = Path(str(request.get("path", "")))
+        if action == "export":
+            await self._export(learners, path)
+        elif action == "import":
+            what = await trio.to_thread.run_sync(read_model, path)
+            for policy in learners.values():
+                policy.take_over(what)
+            await self.save()
+        elif action == "reset":
+            for number, policy in learners.items():
+                policy.reset()
+                await trio.to_thread.run_sync(_remove, self._path(number))
+        elif action != "show":
+            raise UsageError(f"cannot '{action}' a model")
+        return {"classes": {slot_bytes_of(n): p.what_it_does() for n, p in learners.items()}}
+
+    async def _export(self, learners: dict[int, Learned], path: Path) -> None:
+        known = [what for policy in learners.values() if (what := policy.saved()) is not None]
+        if not known:
+            raise UsageError("nothing is learned yet: there is no model to export")
+        best = max(known, key=lambda what: what.trainings)
+        await trio.to_thread.run_sync(write_model, path, best)
+
+    async def _load(self, number: int, policy: Learned) -> None:
+        self._loaded.add(id(policy))
+        path = self._path(number)
+        try:
+            what = await trio.to_thread.run_sync(read_model, path)
+        except NotFoundError:
+            return
+        except FormatError as error:
+            logger.warning("%s: learning starts anew", error)
+            return
+        policy.take_over(what)
+
+    def _learners(self) -> dict[int, Learned]:
+        classes = self._cache.l1.classes.items()
+        return {n: held.policy for n, held in classes if isinstance(held.policy, Learned)}
+
+    def _path(self, number: int) -> Path:
+        return self._cache.folder.path / f"model-{slot_bytes_of(number)}"
+
+
+def write_model(path: Path, what: Saved) -> None:
+    """Write a model down, so that a kill leaves the old file or the new one. Blocks.
+
+    Raises:
+        CacheError: the disk does not let us.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(saved(what))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise CacheError(f"cannot write the model {path}: {error.strerror}") from error
+
+
+def read_model(path: Path) -> Saved:
+    """Return a model from a file. Blocks.
+
+    Raises:
+        NotFoundError: there is no such file.
+        FormatError: it is damaged, of another version, or cannot be read or used here.
+    """
+    try:
+        with path.open("rb") as file:
+            return restored(file.read(_LONGEST_FILE_BYTES))
+    except FileNotFoundError as error:
+        raise NotFoundError(f"there is no model {path}") from error
+    except (OSError, ValueError, LookupError, TypeError, ImportError) as error:
+        raise FormatError(f"cannot use the model {path}: {error}") from error
+
+
+def _trained(work: Training) -> Model | None:
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001 - LightGBM's own; the old model goes on
+        logger.warning("cannot train a model: %s", error)
+        return None
+
+
+def _write_quietly(path: Path, what: Saved) -> None:
+    try:
+        write_model(path, what)
+    except CacheError as error:
+        logger.warning("%s", error)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("cannot remove %s: %s", path, error)

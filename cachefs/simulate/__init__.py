@@ -1,0 +1,1 @@
+"""Replays recorded accesses through the policies that the daemon runs."""

@@ -1,0 +1,182 @@
+"""Models over a real cache folder: trained beside the loop, saved, killed, loaded, moved."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trio
+
+from cachefs.daemon.cache import Cache
+from cachefs.daemon.learning import Learning, read_model, write_model
+from cachefs.errors import FormatError, NotFoundError, UsageError
+from cachefs.policy.evict.ml.learned import Learned
+from cachefs.policy.evict.ml.memory import FEATURES
+from cachefs.policy.evict.ml.models import Logistic
+from cachefs.policy.evict.ml.saved import Saved
+from cachefs.units import MIB
+from tests.caches import fill, opened_cache, plain_chunk, wait_until
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[Cache]:
+    with opened_cache(tmp_path / "c", MIB, policy="ml") as cache:
+        yield cache
+
+
+def policy_of(cache: Cache) -> Learned:
+    [held] = cache.l1.classes.values()
+    assert isinstance(held.policy, Learned)
+    return held.policy
+
+
+async def warm(cache: Cache) -> None:
+    """Give the policy enough to learn from."""
+    cache.l1.class_for(4096)
+    await cache.keeper._make_room()
+    slots = np.array([fill(cache, plain_chunk(number)) for number in range(16)])
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        cache.l1.touch_many(slots[rng.zipf(1.3, 400) % 16])
+
+
+async def trained(cache: Cache) -> Learning:
+    await warm(cache)
+    learning = Learning(cache)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(learning.run)
+        await wait_until(lambda: policy_of(cache).trainings > 0)
+        nursery.cancel_scope.cancel()
+    return learning
+
+
+def some_model(trainings: int = 3) -> Saved:
+    zeros = np.zeros(len(FEATURES), np.float32)
+    return Saved(
+        Logistic(np.zeros(len(FEATURES) + 1, np.float32), zeros, zeros + 1), 9, "model", trainings
+    )
+
+
+async def test_it_trains_saves_and_goes_on_after_a_restart(tmp_path: Path, cache: Cache) -> None:
+    learning = await trained(cache)
+    assert cache.l1.metrics.trainings >= 1
+    await learning.save()
+    path = cache.folder.path / "model-4096"
+    assert read_model(path).trainings == policy_of(cache).trainings
+    cache.change_policy("lru")
+    cache.change_policy("ml")  # another object, as after a restart
+    assert policy_of(cache).model is None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Learning(cache).run)
+        await wait_until(lambda: policy_of(cache).model is not None)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("damage", [b"", b"a letter", b"cachefsM" + bytes(12), None])
+async def test_a_damaged_model_is_passed_over(
+    cache: Cache, damage: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    await warm(cache)
+    path = cache.folder.path / "model-4096"
+    if damage is None:
+        path.mkdir()
+    else:
+        path.write_bytes(damage)
+    learning = Learning(cache)
+    await learning._load(0, policy_of(cache))
+    assert policy_of(cache).model is None
+    assert "learning starts anew" in caplog.text
+
+
+async def test_show_export_import_reset(tmp_path: Path, cache: Cache) -> None:
+    learning = await trained(cache)
+    answer: dict[str, Any] = await learning.command({"action": "show"})
+    assert answer["classes"][4096]["model"] == "trees"
+    await learning.command({"action": "export", "path": str(tmp_path / "model")})
+    await learning.save()
+    assert (cache.folder.path / "model-4096").exists()
+    await learning.command({"action": "reset"})
+    assert not (cache.folder.path / "model-4096").exists()
+    with pytest.raises(UsageError, match="nothing is learned"):
+        await learning.command({"action": "export", "path": str(tmp_path / "other")})
+    await learning.command({"action": "import", "path": str(tmp_path / "model")})
+    assert policy_of(cache).model is not None
+    (tmp_path / "letter").write_text("Dear reader")
+    with pytest.raises(FormatError, match="no model of cachefs"):
+        await learning.command({"action": "import", "path": str(tmp_path / "letter")})
+    with pytest.raises(NotFoundError, match="nowhere"):
+        await learning.command({"action": "import", "path": str(tmp_path / "nowhere")})
+    with pytest.raises(UsageError, match="cannot 'sell'"):
+        await learning.command({"action": "sell"})
+
+
+async def test_a_policy_that_learns_nothing_has_no_model(cache: Cache) -> None:
+    await warm(cache)
+    cache.change_policy("s3fifo")
+    with pytest.raises(UsageError, match="policy is 's3fifo'"):
+        await Learning(cache).command({"action": "show"})
+
+
+async def test_a_full_disk_costs_only_the_model(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    learning = await trained(cache)
+    await learning.save()
+    path = cache.folder.path / "model-4096"
+    before = path.read_bytes()
+
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    await learning.save()
+    assert "No space left" in caplog.text
+    assert path.read_bytes() == before
+
+
+async def test_a_training_that_fails_leaves_the_old_model(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of leaves")
+
+    monkeypatch.setattr("cachefs.policy.evict.ml.models.Trees.train", broken)
+    await warm(cache)
+    learning = Learning(cache)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(learning.run)
+        await wait_until(lambda: "out of leaves" in caplog.text)
+        nursery.cancel_scope.cancel()
+    assert policy_of(cache).model is None
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from tests.unit.daemon.test_learning import some_model
+from cachefs.daemon.learning import write_model
+print("ready", flush=True)
+number = 1
+while True:
+    write_model(Path(sys.argv[1]), some_model(number))
+    number += 1
+"""
+
+
+def test_kill_9_while_saving_leaves_a_whole_model(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    write_model(path, some_model(0))
+    for round_ in range(6):
+        command = [sys.executable, "-c", WRITER, str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"ready\n"
+            time.sleep(0.02 + 0.013 * round_)
+            writer.send_signal(signal.SIGKILL)
+        assert read_model(path).trainings >= 0
