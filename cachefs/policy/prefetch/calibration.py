@@ -35,6 +35,7 @@ class Calibration:
         "_order",
         "_pending",
         "_tick",
+        "_turn",
         "_used",
         "_wished",
         "confidences",
@@ -54,14 +55,16 @@ class Calibration:
         """Tick, chunk."""
         self._wished: dict[int, tuple[int, int]] = {}
         self._tick = 0
+        self._turn = 0
 
     def expect(self, chunk: int, kind: int, floor: float) -> float:
         """Note an expectation; returns its confidence, or 0 if it need not be said.
 
         It need not if it is below the floor, or was said lately.
         """
+        self._turn += 1
         if (
-            not (chunk * 40_503 >> 5) & 3  # one of four chunks, whichever
+            not self._turn & 3  # one of four is followed
             and chunk not in self._pending
             and len(self._order) < _MOST_PENDING
         ):

@@ -202,8 +202,8 @@ class Markov:
             known = at[:, column] >= 0
             rows[field][known] = keys_at(image, at[known, column])
         is_whole = (rows["key"] != 0) & (rows["next"] != 0)
-        known: Rows = rows[is_whole & ((rows["before"] != 0) | (at[:, 0] < 0))]
-        return known
+        whole: Rows = rows[is_whole & ((rows["before"] != 0) | (at[:, 0] < 0))]
+        return whole
 
     def taught(self, image: Image, rows: Rows) -> None:
         """See Learner."""

@@ -115,13 +115,23 @@ def _profile_of(description: dict[str, Any], packed: bytes, plain_bytes: int) ->
         raise ValueError("it ends too early")
     sections, at = {}, 0
     for name, rows in counts.items():
-        sections[name] = np.frombuffer(plain, SECTIONS[name], rows, at)
+        sections[name] = _checked(np.frombuffer(plain, SECTIONS[name], rows, at))
         at += rows * SECTIONS[name].itemsize
     chunk_bytes = int(description["chunk_bytes"])
     if not 0 < chunk_bytes <= 2**30:
         raise ValueError(f"chunks of {chunk_bytes} bytes")
     image = str(description["image"])[:_MOST_TEXT]
     return Profile(image, chunk_bytes, sections, float(description["saved_s"]))
+
+
+def _checked(rows: Rows) -> Rows:
+    for name in rows.dtype.names or ():
+        values = rows[name]
+        if values.dtype.kind == "f" and not (
+            np.isfinite(values).all() and (values >= 0).all() and (values <= _MOST_COUNT).all()
+        ):
+            raise ValueError("counts that are none")
+    return rows
 
 
 def merge(mine: Profile, theirs: Profile) -> Profile:
@@ -178,8 +188,8 @@ def _merge_counts(mine: Rows, theirs: Rows) -> Rows:
     rows = both[first]
     for name in both.dtype.names or ():
         if name not in names:
-            counts = np.clip(np.nan_to_num(both[name].astype(np.float64)), 0, _MOST_COUNT)
-            rows[name] = np.bincount(inverse.ravel(), counts, len(rows))
+            counts = both[name].astype(np.float64)
+            rows[name] = np.minimum(np.bincount(inverse.ravel(), counts, len(rows)), _MOST_COUNT)
     return rows[np.argsort(-rows["count"], kind="stable")[:MOST_ROWS]]
 
 
