@@ -46,23 +46,27 @@ class Reads:
         self._room = trio.Semaphore(_MOST_TASKS)
 
     async def run(self, reads: socket.socket) -> None:
-        """Answer until cancelled, or until the lane is gone."""
+        """Answer until cancelled, or until the lane is gone; close the socket."""
         reads.setblocking(False)
-        async with trio.open_nursery() as nursery:
-            while True:
-                await trio.lowlevel.wait_readable(reads)
-                try:
-                    data = reads.recv(_MOST_AT_ONCE * _READ.size)
-                except BlockingIOError:
-                    continue
-                except ConnectionResetError:
-                    return
-                if not data:
-                    return
-                for read in _READ.iter_unpack(data):
-                    if not self._answer_hit(*read):
-                        await self._start_task(nursery, reads, read)
-                self._tell_lane(reads)
+        with reads:
+            async with trio.open_nursery() as nursery:
+                await self._take_all(reads, nursery)
+
+    async def _take_all(self, reads: socket.socket, nursery: trio.Nursery) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(reads)
+            try:
+                data = reads.recv(_MOST_AT_ONCE * _READ.size)
+            except BlockingIOError:
+                continue
+            except ConnectionResetError:
+                return
+            if not data:
+                return
+            for read in _READ.iter_unpack(data):
+                if not self._answer_hit(*read):
+                    await self._start_task(nursery, reads, read)
+            self._tell_lane(reads)
 
     def _answer_hit(
         self, unique: int, inode: int, offset: int, size_bytes: int, device: int
@@ -75,7 +79,7 @@ class Reads:
         return True
 
     async def _start_task(
-        self, nursery: trio.Nursery, reads: socket.socket, read: tuple[int, ...]
+        self, nursery: trio.Nursery, reads: socket.socket, read: tuple[int, int, int, int, int]
     ) -> None:
         try:
             self._room.acquire_nowait()
