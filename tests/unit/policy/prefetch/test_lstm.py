@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cachefs.errors import FormatError, UsageError
 from cachefs.policy.prefetch.deltas import OTHER, WORDS, Deltas
-from cachefs.policy.prefetch.lstm import HIDDEN, STEPS_PER_S, Lstm, Weights
+from cachefs.policy.prefetch.lstm import HIDDEN, STEPS_PER_S, Lstm, Weights, _Region
 from cachefs.policy.prefetch.lstm_training import _Network, steps_of, train
 from cachefs.policy.prefetch.seam import Access
 from cachefs.simulate.ahead import Recorded, unlike_keys
@@ -64,11 +64,16 @@ def test_it_is_silent_without_weights() -> None:
 
 def test_steps_have_a_budget(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
     """100,000 reads in a second, each of a new chunk."""
-    arm, steps = Lstm(weights=weights), []
+    arm = Lstm(weights=weights)
+    steps: list[int] = []
     accesses = [Access(at / 100_000, 1, at % 90_000, 1) for at in range(20_000)]
-    region: Any = __import__("cachefs.policy.prefetch.lstm", fromlist=["_Region"])._Region
-    step = region.step
-    monkeypatch.setattr(region, "step", lambda *args: steps.append(1) or step(*args))
+    step = _Region.step
+
+    def counted(*args: Any) -> Any:
+        steps.append(1)
+        return step(*args)
+
+    monkeypatch.setattr(_Region, "step", counted)
     for read in accesses:
         arm.observe(IMAGE, read)
     assert 10 < len(steps) < STEPS_PER_S * 0.2 + 60
@@ -82,7 +87,7 @@ def test_gradients_are_those_of_the_loss() -> None:
     wanted = rng.integers(0, WORDS, (5, 3))
     state = np.zeros((3, HIDDEN), np.float32), np.zeros((3, HIDDEN), np.float32)
     for name, part in network.parts.items():
-        network.parts[name] = part.astype(np.float64)  # type: ignore[assignment]
+        network.parts[name] = part.astype(np.float64)
     _, gradients, _ = network._span(seen, wanted, state)
     for name, part in network.parts.items():
         for at in rng.integers(0, part.size, 6).tolist():
