@@ -23,6 +23,7 @@ from cachefs.daemon.choice import keep_choice, restore_choice
 from cachefs.daemon.control import serve_control
 from cachefs.daemon.learning import Learning
 from cachefs.daemon.listing import ListingTask
+from cachefs.daemon.prefetching import ahead_places, make_prefetcher
 from cachefs.daemon.status import describe, xattrs
 from cachefs.daemon.supervised import Start, Supervisor
 from cachefs.errors import CacheError, CachefsError, StoreUnavailableError
@@ -35,6 +36,7 @@ from cachefs.index.names import Names
 from cachefs.metrics import Metrics
 from cachefs.policy.admit import ScanFilter
 from cachefs.policy.evict.names import POLICIES
+from cachefs.prefetch.prefetcher import Prefetcher
 from cachefs.reader import Reader
 from cachefs.store.s3_settings import S3Settings
 from cachefs.store.store import open_store
@@ -84,6 +86,7 @@ class Daemon:
             self.metrics,
             _fetchers_s3(config),
             config.l2,
+            ahead_places(config),
         )
         if config.l2.url and config.l2.demote:
             Demotion(cache.l1, self.pool, self.metrics)
@@ -96,6 +99,7 @@ class Daemon:
         self.scrub = Scrub(cache.l1, config.l1.scrub_bytes_per_s, self.metrics)
         self.hints = Hints(cache.l1)
         self.accesses = Accesses(board, cache.l1, self.metrics)
+        self.prefetcher: Prefetcher | None = None
 
     def operations(self, nursery: trio.Nursery) -> Operations:
         """Return the FUSE operations over all parts; their background work runs in `nursery`."""
@@ -109,7 +113,7 @@ class Daemon:
             verify_reads=self.config.l1.verify == "read",
             buffer=self.replies.buffer,
         )
-        return Operations(
+        operations = Operations(
             self.vfs,
             reader,
             self._table,
@@ -118,8 +122,22 @@ class Daemon:
             self.config.store.refresh_s,
             self.replies,
             self.board,
-            self.hints.opened,
+            self._opened,
         )
+        operations.on_closed = self._closed
+        self.prefetcher = make_prefetcher(
+            self.config, self.cache.l1, stack, self.pool, operations.table_of, self.accesses
+        )
+        return operations
+
+    def _opened(self, inode: int, table: ManifestTable) -> None:
+        self.hints.opened(inode, table)
+        if self.prefetcher is not None:
+            self.prefetcher.opened(inode, table)
+
+    def _closed(self, inode: int) -> None:
+        if self.prefetcher is not None:
+            self.prefetcher.closed(inode)
 
     def commands(self) -> dict[str, Any]:
         """Return what the control socket answers."""
@@ -216,6 +234,8 @@ async def _run_tasks(daemon: Daemon, start: Start, supervisor: Supervisor) -> No
             nursery.start_soon(daemon.scrub.run)
             nursery.start_soon(daemon.hints.run)
             nursery.start_soon(daemon.accesses.run)
+            if daemon.prefetcher is not None:
+                nursery.start_soon(daemon.prefetcher.run)
             nursery.start_soon(daemon.learning.run)
             nursery.start_soon(daemon.save_recency)
             nursery.start_soon(serve_control, start.run_dir / "daemon.sock", daemon.commands())

@@ -65,8 +65,14 @@ class Operations(pyfuse3.Operations):
         self._replies = replies
         self._board = board
         self._opened = opened
+        self.on_closed: Callable[[int], None] = lambda _: None
+        """Told of each handle that was closed."""
         self._tables: dict[int, ManifestTable] = {}
         """By file handle: what `open` found, so that a read needs no look-up."""
+
+    def table_of(self, inode: int) -> ManifestTable | None:
+        """Return the table of an image that is being read."""
+        return self._tables.get(inode)
 
     @handler
     async def lookup(
@@ -166,6 +172,7 @@ class Operations(pyfuse3.Operations):
     @handler
     async def release(self, fh: int) -> None:
         """Close an image."""
+        self.on_closed(fh)
         self._tables.pop(fh, None)  # another handle of the same version finds it again
 
     @handler

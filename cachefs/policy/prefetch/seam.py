@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 Keys = npt.NDArray[np.uint64]
-"""Content keys of chunks: the first 8 bytes of the chunk id, little-endian; 0 is a zero chunk, which
-is never fetched."""
+"""Content keys of chunks: the first 8 bytes of the chunk id, little-endian; 0 is a zero chunk,
+which is never fetched."""
 
 
 class Access(NamedTuple):
@@ -26,9 +26,16 @@ class Access(NamedTuple):
     reader: int
     """Who reads: equal for the reads of one process of the host (a guest, as a rule)."""
     first: int
-    count: int
+    count: int  # type: ignore[assignment] # hides the method of tuple, which nobody needs
     is_hit: bool = True
     """Whether L1 had all of it."""
+    offset_bytes: int = -1
+    """Where it began, and how long it was, where that is known more precisely than in chunks."""
+    size_bytes: int = 0
+    reads: int = 1
+    """Reads that followed each other without a gap are one access; so many they were."""
+    is_backward: bool = False
+    """They came from the last to the first."""
 
 
 class Image(Protocol):
@@ -50,11 +57,14 @@ class Wish(NamedTuple):
     """Chunks that an arm expects to be read: `count` from `first` on, in that order."""
 
     first: int
-    count: int
+    count: int  # type: ignore[assignment] # hides the method of tuple, which nobody needs
     confidence: float
     """The arm's own estimate that they are read, 0 to 1."""
     due_s: float = 0.0
     """In how many seconds they are expected to be read; what is due first is fetched first."""
+    stream: int = 0
+    """What the arm may take back together: with a `count` of 0 it takes back what is left of its
+    wishes with the same number. 0: of none."""
 
 
 NOTHING: tuple[Wish, ...] = ()
