@@ -47,7 +47,10 @@ _PATIENCE_S = 120.0
 _CLOSED_PATIENCE_S = 5.0
 """The same for images that nobody has open; some programs close and open them again."""
 
-_LEAST_WINDOW_BYTES = 4 * MIB
+_FIRST_WINDOW_BYTES = 64 * MIB
+"""The longest, until requests have told what the store can do."""
+
+_LEAST_WINDOW_BYTES = 8 * MIB
 _NEWS_S = 0.06
 """What the lane has answered is known here so much later, at most; a window covers that, too."""
 
@@ -83,7 +86,7 @@ class Prefetcher:
         self.budget = Budget(min(settings.most_bytes, share_bytes))
         self.pace = Pace(places, settings.bytes_per_s)
         self.ledger = Ledger()
-        self.sequential = Sequential(min(settings.window_bytes, 16 * MIB))
+        self.sequential = Sequential(min(settings.window_bytes, _FIRST_WINDOW_BYTES))
         self.arms: list[Arm] = [self.sequential]
         self.images: dict[int, OpenImage] = {}
         self._under_way: dict[bytes, Entry] = {}
@@ -278,6 +281,7 @@ class Prefetcher:
         self._jobs -= 1
         if is_there:
             self.pace.answered(plain_bytes, duration_s, now_s)
+            self._bound_windows()
         else:
             self.pace.failed(now_s)
         self._show_gauges()
@@ -342,7 +346,6 @@ class Prefetcher:
         if self._metrics.l3_retries > self._retries_seen:
             self.pace.failed(now_s)
         self._retries_seen = self._metrics.l3_retries
-        self._bound_windows()
 
     def _bound_windows(self) -> None:
         """The furthest that is worth running ahead: what the tier brings until news of it comes."""
@@ -350,7 +353,7 @@ class Prefetcher:
         needed_bytes = int(2 * speed * (self.pace.latency_s + _NEWS_S))
         self.sequential.ceiling_bytes = min(
             self._settings.window_bytes,
-            max(_LEAST_WINDOW_BYTES, needed_bytes) if needed_bytes else 16 * MIB,
+            max(_LEAST_WINDOW_BYTES, needed_bytes),
         )
 
     def _show_gauges(self) -> None:
