@@ -87,7 +87,9 @@ class Prefetcher:
         self.pace = Pace(places, settings.bytes_per_s)
         self.ledger = Ledger()
         self.sequential = Sequential(min(settings.window_bytes, _FIRST_WINDOW_BYTES))
-        self.arms: list[Arm] = [self.sequential]
+        self.arms: list[Arm] = []
+        self._arms_by_name: dict[str, Arm] = {}
+        self.add_arm(self.sequential)
         self.images: dict[int, OpenImage] = {}
         self._under_way: dict[bytes, Entry] = {}
         self._jobs = 0
@@ -98,6 +100,11 @@ class Prefetcher:
         l1.on_used = self._used
         l1.on_dropped = self._dropped
         stack.on_demand = self.wake
+
+    def add_arm(self, arm: Arm) -> None:
+        """Let another predictor wish; for images that are opened from now on."""
+        self.arms.append(arm)
+        self._arms_by_name[arm.name] = arm
 
     def wake(self) -> None:
         """Something has happened: look soon."""
@@ -298,12 +305,12 @@ class Prefetcher:
             self._metrics.ahead_frame_bytes += entry.frame_bytes
             self._l1.board.publish(image.inode, entry.chunk, flight.ref.id, slot)
         if slot is not None and not flight.was_joined and slot not in self.ledger:
-            self.ledger.landed(slot, entry._replace(time_s=trio.current_time()))
+            self.ledger.landed(slot, entry)
             return
         self.budget.give_back(entry.arm, image.inode, entry.plain_bytes)
         end = End.FAILED if slot is None else End.LATE
         self.ledger.ended_at_once(entry, end)
-        self._count(entry, end)
+        self._tell(entry, end)
 
     # ---- how they end ----
 
@@ -311,6 +318,7 @@ class Prefetcher:
         if len(self.ledger):
             for slot in self.ledger.among(slots.tolist()):
                 self._judge(slot, End.USED)
+            self._show_gauges()
 
     def _dropped(self, slot: int) -> None:
         if slot in self.ledger:
@@ -322,24 +330,31 @@ class Prefetcher:
             image = entry.image
             assert isinstance(image, OpenImage)
             self.budget.give_back(entry.arm, image.inode, entry.plain_bytes)
-            self._count(entry, end)
+            self._tell(entry, end)
 
-    def _count(self, entry: Entry, end: End) -> None:
+    def _tell(self, entry: Entry, end: End) -> None:
+        """Tell metrics and arm of an end; a failure says nothing about the arm."""
         metrics = self._metrics
-        name = f"ahead_{end.value}"
-        setattr(metrics, name, getattr(metrics, name) + 1)
-        if end in {End.WASTED, End.EVICTED}:
+        if end is End.USED:
+            metrics.ahead_used += 1
+        elif end is End.LATE:
+            metrics.ahead_late += 1
+        elif end is End.FAILED:
+            metrics.ahead_failed += 1
+            return
+        else:
+            metrics.ahead_wasted += end is End.WASTED
+            metrics.ahead_evicted += end is End.EVICTED
             metrics.ahead_wasted_bytes += entry.frame_bytes
-        if end is not End.FAILED:
-            for arm in self.arms:
-                if arm.name == entry.arm:
-                    arm.judged(entry.image, entry.chunk, end in {End.USED, End.LATE})
-        self._show_gauges()
+        arm = self._arms_by_name.get(entry.arm)
+        if arm is not None:
+            arm.judged(entry.image, entry.chunk, end is End.USED or end is End.LATE)
 
     def _look(self, now_s: float) -> None:
         """What is to be done once a second."""
         for slot in self.ledger.older_than(now_s - _PATIENCE_S):
             self._judge(slot, End.WASTED)
+        self._show_gauges()
         for image in list(self.images.values()):
             if image.closed_s is not None and image.closed_s < now_s - _CLOSED_PATIENCE_S:
                 self._forget(image)

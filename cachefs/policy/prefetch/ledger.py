@@ -40,7 +40,7 @@ class Entry(NamedTuple):
     plain_bytes: int
     frame_bytes: int
     time_s: float = 0.0
-    """When it came."""
+    """When it was asked for."""
 
 
 @dataclass(slots=True)
@@ -66,12 +66,18 @@ class Account:
 
     def add(self, end: End, frame_bytes: int) -> None:
         """Count a chunk's end."""
-        setattr(self, end.value, getattr(self, end.value) + 1)
         if end is End.FAILED:
+            self.failed += 1
             return
         self.fetched_bytes += frame_bytes
-        is_good = end in {End.USED, End.LATE}
-        if not is_good:
+        is_good = end is End.USED or end is End.LATE
+        if end is End.USED:
+            self.used += 1
+        elif end is End.LATE:
+            self.late += 1
+        else:
+            self.wasted += end is End.WASTED
+            self.evicted += end is End.EVICTED
             self.wasted_bytes += frame_bytes
         if self._all >= _MEMORY_CHUNKS:
             self._good /= 2
@@ -111,7 +117,10 @@ class Ledger:
 
     def account(self, arm: str) -> Account:
         """Return the account of an arm."""
-        return self.accounts.setdefault(arm, Account())
+        found = self.accounts.get(arm)
+        if found is None:
+            found = self.accounts[arm] = Account()
+        return found
 
     def landed(self, slot: int, entry: Entry) -> None:
         """A chunk came into a slot, and nobody waited for it."""
@@ -136,7 +145,7 @@ class Ledger:
         return [slot for slot, entry in self._entries.items() if entry.image is image]
 
     def older_than(self, time_s: float) -> Iterable[int]:
-        """Return the slots of chunks that came before this time, and have not ended."""
+        """Return the slots of chunks asked for before this time that have not ended."""
         slots = []
         for slot, entry in self._entries.items():
             if entry.time_s >= time_s:

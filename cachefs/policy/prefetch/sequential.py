@@ -18,9 +18,6 @@ from cachefs.policy.prefetch.streams import Kind, Stream, Streams
 from cachefs.units import MIB
 
 _TRIGGER_PARTS = 4
-_LEAST_CHANCE = 0.5
-"""Of a run to double: below it more would be wasted than used."""
-
 _MOST_STEPS = 64
 """Of a stride, wished for ahead."""
 
@@ -83,14 +80,16 @@ class Sequential:
         if window_bytes < min(image.chunk_bytes, stream.run_bytes):
             return wishes
         if stream.kind is Kind.STRIDED:
-            return [*wishes, *_steps(watched, stream, image, window_bytes)]
+            return [*wishes, *_steps(stream, image, window_bytes)]
         wish = _onwards(watched, stream, image, window_bytes)
         return [*wishes, wish] if wish else wishes
 
     def _window_bytes(self, watched: _Watched, stream: Stream) -> int:
-        if watched.streams.lengths.chance_to_double(stream.run_bytes) < _LEAST_CHANCE:
-            return 0
-        return int(min(stream.run_bytes, self.ceiling_bytes) * (1 - watched.wasted) ** 2)
+        window_bytes = int(min(stream.run_bytes, self.ceiling_bytes) * (1 - watched.wasted) ** 2)
+        if stream.kind is Kind.STRIDED:
+            return window_bytes
+        reach_bytes = watched.streams.lengths.reach(stream.run_bytes)[0]
+        return min(window_bytes, max(0, reach_bytes - stream.run_bytes))
 
     def _turned(self, watched: _Watched, time_s: float) -> list[Wish]:
         """Take back what streams that have turned elsewhere had wished for."""
@@ -115,11 +114,11 @@ def _onwards(watched: _Watched, stream: Stream, image: Image, window_bytes: int)
         return None
     first = ahead if step > 0 else ahead - missing + 1
     stream.ahead_to = ahead + step * missing
-    chance = watched.streams.lengths.chance_to_double(stream.run_bytes)
+    chance = watched.streams.lengths.reach(stream.run_bytes)[1]
     return Wish(first, missing, chance, stream=stream.number)
 
 
-def _steps(watched: _Watched, stream: Stream, image: Image, window_bytes: int) -> list[Wish]:
+def _steps(stream: Stream, image: Image, window_bytes: int) -> list[Wish]:
     """Return the next steps of a stride."""
     stride, chunk_bytes = stream.stride_bytes, image.chunk_bytes
     steps = min(_MOST_STEPS, stream.reads, max(1, window_bytes // stream.size_bytes))
@@ -129,7 +128,7 @@ def _steps(watched: _Watched, stream: Stream, image: Image, window_bytes: int) -
     missing = steps - (ahead - stream.begin) // stride + 1
     if missing < -(-steps // _TRIGGER_PARTS):
         return []
-    chance = watched.streams.lengths.chance_to_double(stream.run_bytes)
+    chance = 1 - 1 / stream.reads
     wishes: list[Wish] = []
     for _ in range(missing):
         begin, end = ahead, ahead + stream.size_bytes

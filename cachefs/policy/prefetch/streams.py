@@ -32,7 +32,7 @@ _MOST_READERS = 256
 _NEAR_READS = 2
 """Requests overtake each other: a read that begins within so many of its size is a continuation."""
 
-_MOST_NEAR_BYTES = MIB
+_MOST_NEAR_BYTES = 2 * MIB
 _PLACE_SHIFT = 21
 """Streams are found by the 2 MiB in which they go on."""
 
@@ -69,6 +69,8 @@ class Stream:
     run_bytes: int = 0
     ahead_to: int | None = None
     """Of whoever runs ahead of it: how far (the next chunk; of a stride, the next byte)."""
+    noted_bytes: int = 0
+    """The length at which it was taken for ended."""
     number: int = field(default_factory=lambda: next(_numbers))
     places: tuple[int, ...] = ()
 
@@ -84,6 +86,8 @@ class _Reader:
     jump_bytes: int = 0
     jumps: int = 0
     stride: Stream | None = None
+    run: Stream | None = None
+    """Its last one that was believed."""
 
 
 class Streams:
@@ -121,9 +125,16 @@ class Streams:
             stream.run_bytes = size
         else:
             self._go_on(stream, access, offset, size)
+            if stream.noted_bytes:
+                self.lengths.take_back(stream.noted_bytes)
+                stream.noted_bytes = 0
         stream.seen, stream.last_s = self.accesses, access.time_s
         self._place(stream)
-        self._note_reader(access.reader, offset)
+        reader = self._note_reader(access.reader, offset)
+        if stream.is_established and reader.run is not stream:
+            if reader.run is not None:
+                self._note_end(reader.run)  # until it goes on
+            reader.run = stream
         return stream
 
     def quiet(self, accesses: int, before_s: float) -> list[Stream]:
@@ -227,6 +238,11 @@ class Streams:
         self._young.pop(stream.number, None)
         self._take_from_places(stream)
         if stream.is_established:
+            self._note_end(stream)
+
+    def _note_end(self, stream: Stream) -> None:
+        if not stream.noted_bytes and stream.kind is not Kind.STRIDED:
+            stream.noted_bytes = stream.run_bytes
             self.lengths.add(stream.run_bytes)
 
     def _take_from_places(self, stream: Stream) -> None:
@@ -237,15 +253,16 @@ class Streams:
                 del self._places[place]
         stream.places = ()
 
-    def _note_reader(self, reader: int, offset: int) -> None:
+    def _note_reader(self, reader: int, offset: int) -> _Reader:
         known = self._readers.get(reader)
         if known is None:
-            self._readers[reader] = _Reader(offset)
+            known = self._readers[reader] = _Reader(offset)
             if len(self._readers) > _MOST_READERS:
                 self._readers.popitem(last=False)
         else:
             known.offset = offset
             self._readers.move_to_end(reader)
+        return known
 
 
 def _meets(stream: Stream, offset: int, size: int) -> bool:
