@@ -354,10 +354,10 @@ class Prefetcher:
         """What is to be done once a second."""
         for slot in self.ledger.older_than(now_s - _PATIENCE_S):
             self._judge(slot, End.WASTED)
-        self._show_gauges()
         for image in list(self.images.values()):
             if image.closed_s is not None and image.closed_s < now_s - _CLOSED_PATIENCE_S:
                 self._forget(image)
+        self._show_gauges()
         if self._metrics.l3_retries > self._retries_seen:
             self.pace.failed(now_s)
         self._retries_seen = self._metrics.l3_retries
