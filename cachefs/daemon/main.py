@@ -23,7 +23,12 @@ from cachefs.daemon.choice import keep_choice, restore_choice
 from cachefs.daemon.control import serve_control
 from cachefs.daemon.learning import Learning
 from cachefs.daemon.listing import ListingTask
-from cachefs.daemon.prefetching import ahead_places, make_prefetcher
+from cachefs.daemon.prefetching import (
+    ahead_places,
+    describe_prefetcher,
+    make_prefetcher,
+    pattern_of,
+)
 from cachefs.daemon.status import describe, xattrs
 from cachefs.daemon.supervised import Start, Supervisor
 from cachefs.errors import CacheError, CachefsError, StoreUnavailableError
@@ -48,7 +53,7 @@ from cachefs.tiers.pool import FetcherPool
 from cachefs.tiers.scrub import Scrub
 from cachefs.tiers.stack import Stack
 from cachefs.tiers.tables import Tables
-from cachefs.vfs import Vfs
+from cachefs.vfs import FileNode, Vfs
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +123,7 @@ class Daemon:
             reader,
             self._table,
             self._renewed_table,
-            xattrs(self.cache.l1, self.tables),
+            xattrs(self.cache.l1, self.tables) | {"user.cachefs.pattern": self._pattern},
             self.config.store.refresh_s,
             self.replies,
             self.board,
@@ -169,9 +174,13 @@ class Daemon:
         return trio.current_time() + self.config.fetch.read_deadline_s
 
     async def _status(self, _: dict[str, Any]) -> dict[str, Any]:
-        return describe(
+        told = describe(
             self.config.store.url, self.vfs, self.cache, self.pool, self.listing, self.metrics
         )
+        return told | {"prefetch": describe_prefetcher(self.prefetcher, self.vfs)}
+
+    async def _pattern(self, node: FileNode) -> bytes:
+        return pattern_of(self.prefetcher, node.inode).encode()
 
     async def _scrub(self, _: dict[str, Any]) -> dict[str, Any]:
         read, bad = await self.scrub.scrub_once()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from cachefs.config import Config
 from cachefs.index.manifest_table import ManifestTable
@@ -13,6 +14,7 @@ from cachefs.tiers.l1 import L1
 from cachefs.tiers.pool import FetcherPool
 from cachefs.tiers.stack import MOST_JOB_BYTES, Stack
 from cachefs.units import MIB
+from cachefs.vfs import FileNode, Vfs
 
 _LOCAL_PLACES = 2
 """Jobs ahead that a fetcher of a local store has: one that it does, and the next, which it leaves
@@ -48,3 +50,38 @@ def make_prefetcher(
     )
     accesses.observers.append(prefetcher.observe)
     return prefetcher
+
+
+def pattern_of(prefetcher: Prefetcher | None, inode: int) -> str:
+    """Return what the reads of an image look like, as `sequential, steady`."""
+    image = prefetcher.images.get(inode) if prefetcher is not None else None
+    if prefetcher is None or image is None:
+        return "unknown"
+    return str(prefetcher.sequential.pattern(image))
+
+
+def describe_prefetcher(prefetcher: Prefetcher | None, vfs: Vfs) -> dict[str, Any] | None:
+    """Return what is fetched ahead and how it ended, None if nothing ever is."""
+    if prefetcher is None:
+        return None
+    misses = prefetcher.misses
+    budget, pace = prefetcher.budget, prefetcher.pace
+    images = {}
+    for image in prefetcher.images.values():
+        node = vfs.known(image.inode)
+        name = node.name if isinstance(node, FileNode) else str(image.inode)
+        images[name] = {
+            "pattern": str(prefetcher.sequential.pattern(image)),
+            "planned_chunks": image.plan.chunks,
+        }
+    return {
+        "arms": {
+            arm: account.to_dict(misses) for arm, account in prefetcher.ledger.accounts.items()
+        },
+        "budget_bytes": budget.host_bytes,
+        "unread_bytes": budget.out_bytes,
+        "window_bytes": prefetcher.sequential.ceiling_bytes,
+        "requests_at_once": pace.limit,
+        "interrupted": pace.is_interrupted,
+        "images": images,
+    }

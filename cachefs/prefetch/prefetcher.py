@@ -106,6 +106,11 @@ class Prefetcher:
         self.arms.append(arm)
         self._arms_by_name[arm.name] = arm
 
+    @property
+    def misses(self) -> int:
+        """Chunks that readers had to fetch themselves."""
+        return self._metrics.miss_chunks - self._metrics.ahead_late
+
     def wake(self) -> None:
         """Something has happened: look soon."""
         self._wake.set()

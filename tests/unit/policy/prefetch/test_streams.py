@@ -49,10 +49,13 @@ def test_readers_who_interleave_are_told_apart() -> None:
 
 def test_one_reader_with_two_runs_has_two_streams() -> None:
     streams = Streams()
-    for n in range(20):
-        low = streams.observe(read(n * 4 * KIB, 4 * KIB), CHUNK)
-        high = streams.observe(read(GIB + n * 4 * KIB, 4 * KIB), CHUNK)
-    assert low.run_bytes == high.run_bytes == 80 * KIB
+    found = [
+        streams.observe(read(begin + n * 4 * KIB, 4 * KIB), CHUNK)
+        for n in range(20)
+        for begin in (0, GIB)
+    ]
+    assert {stream.number for stream in found} == {found[0].number, found[1].number}
+    assert [stream.run_bytes for stream in found[:2]] == [80 * KIB, 80 * KIB]
 
 
 def test_threads_of_one_guest_share_a_run() -> None:
@@ -73,7 +76,8 @@ def test_equal_jumps_are_a_stride_and_others_are_not() -> None:
 def test_random_reads_establish_nothing_and_push_no_run_out() -> None:
     chance = Random(1)
     streams = Streams()
-    for n in range(2000):
+    run = streams.observe(read(2 * GIB, 4 * KIB, reader=2), CHUNK)
+    for n in range(1, 2000):
         run = streams.observe(read(2 * GIB + n * 4 * KIB, 4 * KIB, reader=2), CHUNK)
         for _ in range(5):
             at = chance.randrange(GIB // 4096) * 4096
