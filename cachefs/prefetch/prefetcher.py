@@ -161,6 +161,7 @@ class Prefetcher:
             image.closed_s = None
             access = _access(span, image)
             if access is not None:
+                image.plan.read(access.first, access.count)
                 for arm in self.arms:
                     self.plan(image, arm.name, arm.observe(image, access))
         self.start_jobs()
@@ -220,7 +221,7 @@ class Prefetcher:
             rooms = {arm.name: self._room_bytes(image, arm.name) for arm in self.arms}
             allowed = {arm for arm, room in rooms.items() if room >= image.chunk_bytes}
             piece = image.plan.first(now_s, allowed)
-            if piece and (best is None or piece.order < best[1].order):
+            if piece and (best is None or piece < best[1]):
                 best = image, piece, rooms[piece.arm]
         if best is None:
             return None

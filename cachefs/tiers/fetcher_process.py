@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import heapq
+import itertools
 import json
 import logging
 import os
@@ -47,6 +48,7 @@ class Inbox:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._jobs: list[tuple[bool, int, Job]] = []
+        self._serial = itertools.count()
 
     def next(self) -> Job | None:
         """Return the next job, waiting for one; None when the daemon has gone."""
@@ -54,7 +56,7 @@ class Inbox:
             job = _receive(self._connection)
             if job is None:
                 return None
-            heapq.heappush(self._jobs, (is_ahead(job), job.number, job))
+            heapq.heappush(self._jobs, (is_ahead(job), next(self._serial), job))
         return heapq.heappop(self._jobs)[2]
 
 

@@ -97,9 +97,8 @@ async def test_a_job_ahead_asks_for_one_long_range(
 ) -> None:
     async with running_ahead(cache, pool, table) as ahead:
         await begun(ahead)
-        ahead.answer_all()
-        await trio.sleep(0.02)
-        ahead.prefetcher.observe(records([(2 * MIB, MIB)]))
+        await ahead.answer_until_calm()
+        ahead.prefetcher.observe(records([(2 * MIB, 2 * MIB)]))
         await wait_until(lambda: bool(ahead.jobs_ahead()))
         job = max(ahead.jobs_ahead(), key=lambda job: len(job.wanted))
         assert len(job.wanted) >= 12

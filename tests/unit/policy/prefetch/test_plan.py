@@ -32,7 +32,7 @@ def test_pieces_of_a_stream_that_follow_each_other_are_one() -> None:
     for first in range(0, 40, 10):
         plan.add("a", Wish(first, 10, 1.0, stream=1), 0.0)
     plan.add("a", Wish(40, 10, 1.0, stream=2), 0.0)
-    assert (len(plan), plan.chunks) == (2, 50)
+    assert plan.chunks == 50
     piece = plan.first(0.0, BOTH)
     assert piece is not None
     assert (piece.first, piece.count) == (0, 40)
@@ -46,7 +46,7 @@ def test_an_arm_takes_back_its_own_stream_and_no_other() -> None:
         plan.add(arm, Wish(0, 10, 1.0, stream=stream), 0.0)
     plan.add("a", Wish(0, 0, 0.0, stream=1), 0.0)
     plan.add("a", Wish(0, 0, 0.0), 0.0)
-    assert len(plan) == 3
+    assert plan.chunks == 30
     piece = plan.first(0.0, {"b"})
     assert piece is not None
     assert piece.arm == "b"
@@ -62,10 +62,28 @@ def test_what_found_no_place_in_time_is_given_up_and_a_plan_is_bounded() -> None
     assert piece.first == 1
     for n in range(2 * MOST_PIECES):
         plan.add("a", Wish(n, 1, n / MOST_PIECES / 2), 40.0)
-        assert len(plan) <= MOST_PIECES
+        assert plan.chunks <= MOST_PIECES
     kept = plan.first(40.0, BOTH)
     assert kept is not None
-    assert kept.confidence > 0.5
+    assert kept.doubt < 0.5
+
+
+def test_what_was_read_meanwhile_is_left_out_of_streams() -> None:
+    plan = Plan()
+    plan.add("a", Wish(10, 20, 1.0, stream=1), 0.0)
+    plan.add("a", Wish(50, 20, 1.0, stream=2), 0.0)
+    plan.read(5, 10)
+    plan.read(60, 20)
+    plan.read(100, 5)
+    piece = plan.first(0.0, BOTH)
+    assert piece is not None
+    assert (piece.first, piece.count) == (15, 15)
+    plan.read(10, 30)
+    piece = plan.first(0.0, BOTH)
+    assert piece is not None
+    assert (piece.first, piece.count, plan.chunks) == (50, 10, 10)
+    plan.clear()
+    assert not plan
 
 
 def test_a_budget_has_a_part_for_each_arm_and_image() -> None:
