@@ -10,6 +10,8 @@ import argparse
 import gc
 import logging
 import signal
+import socket
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,9 @@ from cachefs.daemon.prefetching import (
 from cachefs.daemon.status import describe, xattrs
 from cachefs.daemon.supervised import Start, Supervisor
 from cachefs.errors import CacheError, CachefsError, StoreUnavailableError
+from cachefs.fuse.opened import OpenImages
 from cachefs.fuse.operations import Operations
+from cachefs.fuse.reads import Reads
 from cachefs.fuse.replies import Replies
 from cachefs.fuse.session import close_session, end_session, open_session, run_session
 from cachefs.index.folder import CacheFolder, cached_identity, open_folder
@@ -106,8 +110,8 @@ class Daemon:
         self.accesses = Accesses(board, cache.l1, self.metrics)
         self.prefetcher: Prefetcher | None = None
 
-    def operations(self, nursery: trio.Nursery) -> Operations:
-        """Return the FUSE operations over all parts; their background work runs in `nursery`."""
+    def images(self, nursery: trio.Nursery) -> OpenImages:
+        """Return the open images over all parts; their background work runs in `nursery`."""
         scans = ScanFilter(self.config.l2.scan_bytes if self.config.l2.url else 0)
         stack = Stack(self.cache.l1, self.pool, nursery, self.metrics, scans)
         reader = Reader(
@@ -118,31 +122,28 @@ class Daemon:
             verify_reads=self.config.l1.verify == "read",
             buffer=self.replies.buffer,
         )
-        operations = Operations(
+        images = OpenImages(self.vfs, reader, self._table, self._renewed_table, self.board)
+        self.prefetcher = make_prefetcher(
+            self.config, self.cache.l1, stack, self.pool, images.table_of, self.accesses
+        )
+        if self.prefetcher is not None:
+            images.on_closed = self.prefetcher.closed
+        return images
+
+    def operations(self, images: OpenImages) -> Operations:
+        """Return the FUSE operations."""
+        return Operations(
             self.vfs,
-            reader,
-            self._table,
-            self._renewed_table,
+            images,
             xattrs(self.cache.l1, self.tables) | {"user.cachefs.pattern": self._pattern},
             self.config.store.refresh_s,
-            self.replies,
-            self.board,
             self._opened,
         )
-        operations.on_closed = self._closed
-        self.prefetcher = make_prefetcher(
-            self.config, self.cache.l1, stack, self.pool, operations.table_of, self.accesses
-        )
-        return operations
 
     def _opened(self, inode: int, table: ManifestTable) -> None:
         self.hints.opened(inode, table)
         if self.prefetcher is not None:
             self.prefetcher.opened(inode, table)
-
-    def _closed(self, inode: int) -> None:
-        if self.prefetcher is not None:
-            self.prefetcher.closed(inode)
 
     def commands(self) -> dict[str, Any]:
         """Return what the control socket answers."""
@@ -231,7 +232,9 @@ async def run_daemon(config: Config, start: Start, supervisor: Supervisor) -> No
 async def _run_tasks(daemon: Daemon, start: Start, supervisor: Supervisor) -> None:
     config = daemon.config
     async with trio.open_nursery() as nursery:
-        open_session(daemon.operations(nursery), start.fuse_fd)
+        images = daemon.images(nursery)
+        reads = Reads(daemon.replies, images.read_hit, images.read)
+        open_session(daemon.operations(images), start.fuse_fd)
         try:
             nursery.start_soon(daemon.pool.run)
             await daemon.listing.restore(fresh=start.fresh)
@@ -253,7 +256,12 @@ async def _run_tasks(daemon: Daemon, start: Start, supervisor: Supervisor) -> No
             nursery.start_soon(_serve_fuse, nursery.cancel_scope)
             _calm_collector()
             supervisor.ready()
-            await _wait_for_stop(supervisor, daemon.replies)
+
+            def take_reads(fd: int, devices: list[int]) -> None:
+                daemon.replies.devices = devices
+                nursery.start_soon(reads.run, socket.socket(fileno=fd))
+
+            await _wait_for_stop(supervisor, take_reads)
             end_session()
         finally:
             nursery.cancel_scope.cancel()
@@ -270,7 +278,9 @@ def _calm_collector() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
-async def _wait_for_stop(supervisor: Supervisor, replies: Replies) -> None:
+async def _wait_for_stop(
+    supervisor: Supervisor, take_reads: Callable[[int, list[int]], None]
+) -> None:
     """Return when the supervisor or SIGTERM (also sent when the supervisor dies) says stop."""
     async with trio.open_nursery() as nursery:
 
@@ -280,7 +290,7 @@ async def _wait_for_stop(supervisor: Supervisor, replies: Replies) -> None:
                     nursery.cancel_scope.cancel()
 
         nursery.start_soon(wait_for_signal)
-        await supervisor.wait_for_stop(replies.take_devices)
+        await supervisor.wait_for_stop(take_reads)
         nursery.cancel_scope.cancel()
 
 
