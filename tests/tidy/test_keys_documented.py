@@ -4,11 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from cachefs.config import MOUNT_OPTIONS, L2Section, PrefetchSection
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/configuration.md").read_text()
-SECTIONS = {"l2": L2Section, "prefetch": PrefetchSection}
+SECTIONS: dict[str, type[BaseModel]] = {"l2": L2Section, "prefetch": PrefetchSection}
 
 
 def rows(section: str) -> list[list[str]]:

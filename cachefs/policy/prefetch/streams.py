@@ -11,9 +11,8 @@ sequential one.
 
 from __future__ import annotations
 
-import itertools
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from cachefs.policy.prefetch.runs import RunLengths
@@ -39,8 +38,6 @@ _PLACE_SHIFT = 21
 _STRIDES = 2
 """So many equal jumps, after the first, make a stride."""
 
-_numbers = itertools.count(1)
-
 
 class Kind(Enum):
     """How an access continues what was read before."""
@@ -55,6 +52,8 @@ class Kind(Enum):
 class Stream:
     """Reads that continue each other. `begin` and `end` are the bytes that they cover so far."""
 
+    number: int
+    """Its name among the streams of its image."""
     reader: int
     begin: int
     end: int
@@ -71,7 +70,6 @@ class Stream:
     """Of whoever runs ahead of it: how far (the next chunk; of a stride, the next byte)."""
     noted_bytes: int = 0
     """The length at which it was taken for ended."""
-    number: int = field(default_factory=lambda: next(_numbers))
     places: tuple[int, ...] = ()
 
     @property
@@ -101,6 +99,7 @@ class Streams:
         self._places: dict[int, list[Stream]] = {}
         self._readers: OrderedDict[int, _Reader] = OrderedDict()
         self.accesses = 0
+        self._made = 0
 
     def __len__(self) -> int:
         return len(self._streams) + len(self._young)
@@ -119,10 +118,8 @@ class Streams:
             kind = Kind.RANDOM
             if access.reads > 1:
                 kind = Kind.BACKWARD if access.is_backward else Kind.FORWARD
-            stream = Stream(
-                access.reader, offset, offset + size, kind, access.reads, size, access.time_s
-            )
-            stream.run_bytes = size
+            stream = self._new(access, offset, offset + size, kind, access.reads)
+            stream.run_bytes, stream.size_bytes = size, size // access.reads
         else:
             self._go_on(stream, access, offset, size)
             if stream.noted_bytes:
@@ -173,11 +170,15 @@ class Streams:
         if reader.jumps < _STRIDES:
             return None
         if reader.stride is None or not self._knows(reader.stride):
-            reader.stride = Stream(
-                access.reader, offset, offset, Kind.STRIDED, reader.jumps, size, access.time_s
-            )
+            reader.stride = self._new(access, offset, offset, Kind.STRIDED, reader.jumps)
             reader.stride.stride_bytes = jump_bytes
         return reader.stride
+
+    def _new(self, access: Access, begin: int, end: int, kind: Kind, reads: int) -> Stream:
+        self._made += 1
+        return Stream(
+            self._made, access.reader, begin, end, kind, reads, end - begin, access.time_s
+        )
 
     def _go_on(self, stream: Stream, access: Access, offset: int, size: int) -> None:
         end = offset + size
