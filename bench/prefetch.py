@@ -23,6 +23,7 @@ from cachefs.policy.prefetch.arms import learning_arms
 from cachefs.policy.prefetch.learner import Rows
 from cachefs.policy.prefetch.replay import Replay as RecordAndReplay
 from cachefs.policy.prefetch.seam import Access, Arm
+from cachefs.policy.prefetch.sequential import Sequential
 from cachefs.simulate.ahead import Link, Recorded, Replay, Result, unlike_keys
 from cachefs.simulate.plain import NextChunk, PlainSequential
 from cachefs.simulate.readers import read_requests
@@ -43,7 +44,8 @@ def sets_of_arms() -> Makers:
         "plain sequential": lambda: [PlainSequential()],
         **{name: lambda name=name: one_arm(name) for name in names},  # type: ignore[misc]
         "learning arms": learning_arms,
-        "all": lambda: [PlainSequential(), *learning_arms()],
+        "sequential": lambda: [Sequential()],
+        "all": everything,
     }
 
 
@@ -215,7 +217,7 @@ def boot_row(
 
 def everything() -> list[Arm]:
     """Return all arms of the daemon."""
-    return [PlainSequential(), *learning_arms()]
+    return [Sequential(), *learning_arms()]
 
 
 def teachers(boots: dict[str, Trace], name: str, situation: str) -> list[str]:

@@ -1,19 +1,31 @@
-"""docs/configuration.md names every key and mount option of L2, and no other."""
+"""docs/configuration.md names every key and mount option of L2 and of prefetch, and no other."""
 
 import re
 from pathlib import Path
 
-from cachefs.config import MOUNT_OPTIONS, L2Section
+import pytest
+from pydantic import BaseModel
+
+from cachefs.config import MOUNT_OPTIONS, L2Section, PrefetchSection
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/configuration.md").read_text()
-ROWS = [line.split("|") for line in DOCUMENT.splitlines() if line.startswith("| `l2.")]
+SECTIONS: dict[str, type[BaseModel]] = {"l2": L2Section, "prefetch": PrefetchSection}
 
 
-def test_every_key_is_documented_and_no_other() -> None:
-    documented = {key for row in ROWS for key in re.findall(r"`l2\.([a-z0-9_]+)`", row[1])}
-    assert documented == set(L2Section.model_fields)
+def rows(section: str) -> list[list[str]]:
+    lines = DOCUMENT.splitlines()
+    return [line.split("|") for line in lines if line.startswith(f"| `{section}.")]
 
 
-def test_every_mount_option_is_documented() -> None:
-    documented = {name for row in ROWS for name in re.findall(r"`([a-z0-9_]+)`", row[2])}
-    assert documented == {name for name, place in MOUNT_OPTIONS.items() if place[0] == "l2"}
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_key_is_documented_and_no_other(section: str) -> None:
+    pattern = rf"`{section}\.([a-z0-9_]+)`"
+    documented = {key for row in rows(section) for key in re.findall(pattern, row[1])}
+    assert documented == set(SECTIONS[section].model_fields)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_mount_option_is_documented(section: str) -> None:
+    documented = {name for row in rows(section) for name in re.findall(r"`([a-z0-9_]+)`", row[2])}
+    known = {name for name, place in MOUNT_OPTIONS.items() if place[0] == section}
+    assert documented - {f"no{name}" for name in known} == known

@@ -64,7 +64,7 @@ class Wish(NamedTuple):
     """In how many seconds they are expected to be read; what is due first is fetched first."""
     stream: int = 0
     """What the arm may take back together: with a `count` of 0 it takes back what is left of its
-    wishes with the same number. 0: of none."""
+    wishes with the same number. 0: of none. Unique within the arm and the image."""
 
 
 NOTHING: tuple[Wish, ...] = ()
