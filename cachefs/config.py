@@ -206,6 +206,17 @@ class PrefetchSection(_Section):
     """Requests ahead of demand that one fetcher of a store on S3 has under way at once, at most."""
     bytes_per_s: Size = Field(default=0, ge=0, le=TIB)
     """The most that is asked for ahead in a second; 0: as much as the store gives."""
+    arms: tuple[Literal["replay", "recurrence", "markov", "association", "lstm"], ...] = (
+        "replay",
+        "recurrence",
+        "markov",
+        "association",
+    )
+    """Those that learn, beside the sequential one."""
+    share_profiles: bool = True
+    """Whether what was learned of an image's start is taken from the store, and written there."""
+    lstm_weights: str = ""
+    """The file that `cachefs train` wrote; the LSTM is silent without it."""
 
 
 class MountSection(_Section):

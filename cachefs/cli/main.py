@@ -34,6 +34,7 @@ COMMANDS = {
     "status": ("cachefs.cli.mount:status_command", "Tell how a mount is doing."),
     "model": ("cachefs.cli.model:model_command", "Show, move or forget what eviction learned."),
     "policy": ("cachefs.cli.policy:policy_command", "Show or change what L1 gives up."),
+    "profile": ("cachefs.cli.profile:profile_command", "Show, move or drop what was learned."),
     "simulate": (
         "cachefs.cli.simulate:simulate",
         "Replay a recording through eviction policies.",

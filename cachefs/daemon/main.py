@@ -29,11 +29,12 @@ from cachefs.daemon.prefetching import (
     ahead_places,
     describe_prefetcher,
     make_prefetcher,
+    make_profiles,
     pattern_of,
 )
 from cachefs.daemon.status import describe, xattrs
 from cachefs.daemon.supervised import Start, Supervisor
-from cachefs.errors import CacheError, CachefsError, StoreUnavailableError
+from cachefs.errors import CacheError, CachefsError, StoreUnavailableError, UsageError
 from cachefs.fuse.opened import OpenImages
 from cachefs.fuse.operations import Operations
 from cachefs.fuse.reads import Reads
@@ -46,6 +47,7 @@ from cachefs.metrics import Metrics
 from cachefs.policy.admit import ScanFilter
 from cachefs.policy.evict.names import POLICIES
 from cachefs.prefetch.prefetcher import Prefetcher
+from cachefs.prefetch.profiles import Profiles
 from cachefs.reader import Reader
 from cachefs.store.s3_settings import S3Settings
 from cachefs.store.store import open_store
@@ -109,6 +111,7 @@ class Daemon:
         self.hints = Hints(cache.l1)
         self.accesses = Accesses(board, cache.l1, self.metrics)
         self.prefetcher: Prefetcher | None = None
+        self.profiles: Profiles | None = None
 
     def images(self, nursery: trio.Nursery) -> OpenImages:
         """Return the open images over all parts; their background work runs in `nursery`."""
@@ -128,6 +131,9 @@ class Daemon:
         )
         if self.prefetcher is not None:
             images.on_closed = self.prefetcher.closed
+            self.profiles = make_profiles(
+                self.config, self.prefetcher, self.cache.database, self.pool, self.vfs
+            )
         return images
 
     def operations(self, images: OpenImages) -> Operations:
@@ -153,6 +159,7 @@ class Daemon:
             "refresh": self._refresh,
             "policy": self._policy,
             "model": self.learning.command,
+            "profile": self._profile,
         }
 
     async def save_recency(self) -> None:
@@ -194,6 +201,11 @@ class Daemon:
             await trio.to_thread.run_sync(keep_choice, self._run_dir, self.cache.policy)
         return {"policy": self.cache.policy, "policies": list(POLICIES)}
 
+    async def _profile(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self.profiles is None:
+            raise UsageError("nothing is fetched ahead, so nothing is learned: prefetch.enabled")
+        return await self.profiles.command(request)
+
     async def _refresh(self, _: dict[str, Any]) -> dict[str, Any]:
         await self.listing.refresh()
         return {"images": len(self.vfs.tree.files()), "error": self.listing.last_error}
@@ -223,6 +235,8 @@ async def run_daemon(config: Config, start: Start, supervisor: Supervisor) -> No
         await _run_tasks(daemon, start, supervisor)
     finally:
         with trio.CancelScope(shield=True):
+            if daemon.profiles is not None:
+                await daemon.profiles.save()  # which looks into the tables
             daemon.tables.close()
             await daemon.learning.save()
             await cache.close()
@@ -248,6 +262,8 @@ async def _run_tasks(daemon: Daemon, start: Start, supervisor: Supervisor) -> No
             nursery.start_soon(daemon.accesses.run)
             if daemon.prefetcher is not None:
                 nursery.start_soon(daemon.prefetcher.run)
+            if daemon.profiles is not None:
+                nursery.start_soon(daemon.profiles.run)
             nursery.start_soon(daemon.learning.run)
             nursery.start_soon(daemon.save_recency)
             nursery.start_soon(serve_control, start.run_dir / "daemon.sock", daemon.commands())

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from cachefs.config import Config
+from cachefs.errors import CachefsError
+from cachefs.index.database import Database
 from cachefs.index.manifest_table import ManifestTable
+from cachefs.index.profiles import ProfileRows
+from cachefs.policy.prefetch.arms import learners, learning_arms
+from cachefs.policy.prefetch.lstm import Weights
 from cachefs.prefetch.gather import Limits
 from cachefs.prefetch.prefetcher import Prefetcher
+from cachefs.prefetch.profiles import Profiles
 from cachefs.tiers.accesses import Accesses
 from cachefs.tiers.l1 import L1
 from cachefs.tiers.pool import FetcherPool
 from cachefs.tiers.stack import MOST_JOB_BYTES, Stack
 from cachefs.units import MIB
 from cachefs.vfs import FileNode, Vfs
+
+logger = logging.getLogger(__name__)
 
 _LOCAL_PLACES = 2
 """Jobs ahead that a fetcher of a local store has: one that it does, and the next, which it leaves
@@ -48,8 +58,44 @@ def make_prefetcher(
     prefetcher = Prefetcher(
         settings, l1, stack, l1.metrics, places, limits, table_of, accesses.digest
     )
+    weights = _weights(settings.lstm_weights)
+    for arm in learning_arms(settings.arms, weights):
+        prefetcher.add_arm(arm)
     accesses.observers.append(prefetcher.observe)
     return prefetcher
+
+
+def make_profiles(
+    config: Config, prefetcher: Prefetcher, database: Database, pool: FetcherPool, vfs: Vfs
+) -> Profiles:
+    """Return what keeps, shares and teaches what the arms of a prefetcher learn."""
+
+    def name_of(inode: int) -> str | None:
+        node = vfs.known(inode)
+        return node.name if isinstance(node, FileNode) else None
+
+    profiles = Profiles(
+        ProfileRows(database),
+        pool,
+        learners(prefetcher.arms),
+        prefetcher.plan,
+        name_of,
+        is_shared=config.prefetch.share_profiles,
+    )
+    prefetcher.on_opened = profiles.opened
+    prefetcher.on_forgotten = profiles.closed
+    return profiles
+
+
+def _weights(path: str) -> Weights | None:
+    """Return the LSTM's weights; a mount without them works as well."""
+    if not path:
+        return None
+    try:
+        return Weights.from_bytes(Path(path).read_bytes())
+    except (OSError, CachefsError) as error:
+        logger.warning("the LSTM is silent: cannot use its weights %s: %s", path, error)
+        return None
 
 
 def pattern_of(prefetcher: Prefetcher | None, inode: int) -> str:

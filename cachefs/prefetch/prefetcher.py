@@ -91,6 +91,9 @@ class Prefetcher:
         self._arms_by_name: dict[str, Arm] = {}
         self.add_arm(self.sequential)
         self.images: dict[int, OpenImage] = {}
+        self.on_opened: Callable[[OpenImage], None] = _ignore
+        self.on_forgotten: Callable[[OpenImage], None] = _ignore
+        """Called before the arms forget what they know of an image."""
         self._under_way: dict[bytes, Entry] = {}
         self._jobs = 0
         self._retries_seen = 0
@@ -183,6 +186,7 @@ class Prefetcher:
                 self._forget(next(iter(self.images.values())))
             for arm in self.arms:
                 self.plan(image, arm.name, arm.opened(image, trio.current_time()))
+            self.on_opened(image)
         image.table = table
         return image
 
@@ -190,6 +194,7 @@ class Prefetcher:
         del self.images[image.inode]
         for slot in self.ledger.slots_of(image):
             self._judge(slot, End.WASTED)
+        self.on_forgotten(image)
         for arm in self.arms:
             arm.closed(image, trio.current_time())
 
@@ -380,6 +385,10 @@ class Prefetcher:
     def _show_gauges(self) -> None:
         self._metrics.ahead_jobs = self._jobs
         self._metrics.ahead_unread_bytes = self.budget.out_bytes
+
+
+def _ignore(_: OpenImage) -> None:
+    pass
 
 
 def _access(span: Span, image: OpenImage) -> Access | None:

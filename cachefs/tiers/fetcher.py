@@ -43,11 +43,14 @@ from cachefs.tiers.jobs import (
     Listing,
     ListJob,
     Outcome,
+    ProfileFound,
+    ProfileJob,
     TableJob,
     Wanted,
 )
 from cachefs.tiers.l2.l2 import L2
 from cachefs.tiers.landing import Landing, Plain, SlotWriter
+from cachefs.tiers.profiles import share_profile
 from cachefs.tiers.ranges import Range, plan_ranges
 from cachefs.tiers.request_cost import local_cost, s3_cost
 
@@ -92,6 +95,8 @@ class Fetcher:
             if isinstance(job, TableJob):
                 self._write_table(self._open().manifest(job.manifest_id), job.paths)
                 return Done(job.number, None)
+            if isinstance(job, ProfileJob):
+                return ProfileFound(job.number, share_profile(self._open(), job.name, job.run))
             return Done(job.number, self._list(job))
         except CachefsError as error:
             return Failed(job.number, error)

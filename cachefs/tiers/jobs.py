@@ -130,11 +130,28 @@ class DemoteJob:
 
 
 @dataclass(frozen=True, slots=True)
+class ProfileJob:
+    """Fetch what hosts have learned of an image; with a `run`, add that to it first."""
+
+    number: int
+    name: str
+    run: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The answer to a TableJob, a DemoteJob (result None) or a ListJob."""
 
     number: int
     result: Listing | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileFound:
+    """The answer to a ProfileJob: what is in the store now."""
+
+    number: int
+    data: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +177,8 @@ class L2Report:
     advice: str
 
 
-Job = ChunkJob | TableJob | ListJob | DemoteJob
-Answer = ChunksDone | Done | Failed
+Job = ChunkJob | TableJob | ListJob | DemoteJob | ProfileJob
+Answer = ChunksDone | Done | ProfileFound | Failed
 
 
 def _chunk_job(number: int, rows: tuple[tuple[Any, ...], ...], is_ahead: bool) -> ChunkJob:

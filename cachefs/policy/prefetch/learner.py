@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cachefs.policy.prefetch.seam import Image, Keys
+from cachefs.policy.prefetch.seam import Arm, Image, Keys
 
 Rows = npt.NDArray[np.void]
 """(n,) of one of the types in SECTIONS."""
@@ -43,10 +43,8 @@ MOST_ROWS = 1 << 18
 """Of a section: at most 6 MiB, of which zstd leaves a half or less."""
 
 
-class Learner(Protocol):
+class Learner(Arm, Protocol):
     """An arm whose knowledge outlives the image being open."""
-
-    name: str
 
     def learned(self, image: Image) -> Rows | None:
         """Return what is known of an open image, None if that is nothing."""

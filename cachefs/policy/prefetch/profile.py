@@ -23,7 +23,7 @@ from blake3 import blake3
 
 from cachefs.errors import CorruptError, FormatError
 from cachefs.policy.prefetch.learner import MOST_ROWS, SECTIONS, Rows
-from cachefs.policy.prefetch.replay import sound
+from cachefs.policy.prefetch.replay import folded, sound
 
 MAGIC = b"cachefsP"
 VERSION = 1
@@ -46,6 +46,8 @@ class Profile:
     """By the name of the arm; see SECTIONS."""
     saved_s: float = 0.0
     """Unix time."""
+    is_whole: bool = True
+    """Of a single run: whether its working set had stopped growing when it was saved."""
 
     @property
     def working_set_bytes(self) -> int:
@@ -66,6 +68,7 @@ def to_bytes(profile: Profile) -> bytes:
             "image": profile.image[:_MOST_TEXT],
             "chunk_bytes": profile.chunk_bytes,
             "saved_s": profile.saved_s,
+            "is_whole": profile.is_whole,
             "sections": {name: len(rows) for name, rows in sections.items()},
         }
     ).encode()
@@ -121,7 +124,8 @@ def _profile_of(description: dict[str, Any], packed: bytes, plain_bytes: int) ->
     if not 0 < chunk_bytes <= 2**30:
         raise ValueError(f"chunks of {chunk_bytes} bytes")
     image = str(description["image"])[:_MOST_TEXT]
-    return Profile(image, chunk_bytes, sections, float(description["saved_s"]))
+    saved_s, is_whole = float(description["saved_s"]), bool(description["is_whole"])
+    return Profile(image, chunk_bytes, sections, saved_s, is_whole)
 
 
 def _checked(rows: Rows) -> Rows:
@@ -147,6 +151,20 @@ def merge(mine: Profile, theirs: Profile) -> Profile:
         known = sections.get(name)
         sections[name] = rows if known is None else _MERGES[name](known, rows)
     return Profile(mine.image, mine.chunk_bytes, sections, max(mine.saved_s, theirs.saved_s))
+
+
+def with_run(known: Profile | None, run: Profile) -> Profile:
+    """Return what is known after one more run, whose `replay` is the record of that run alone.
+
+    The other sections of a run were taught what was known, so they take its place.
+    """
+    if known is None or known.chunk_bytes != run.chunk_bytes:
+        return run
+    sections = known.sections | run.sections
+    if "replay" in known.sections and "replay" in run.sections:
+        before, now = sound(known.sections["replay"]), sound(run.sections["replay"])
+        sections["replay"] = folded(before, now, is_whole=run.is_whole)
+    return Profile(run.image, run.chunk_bytes, sections, run.saved_s)
 
 
 def _merge_replay(mine: Rows, theirs: Rows) -> Rows:

@@ -92,11 +92,12 @@ class Replay:
         self._runs: dict[Image, _Run] = {}
 
     def opened(self, image: Image, time_s: float) -> Sequence[Wish]:
-        """See Arm."""
+        """See Arm. Called again where something was taught after the image was opened."""
         run = self._of(image)
-        run.begin_s = run.last_new_s = run.looked_s = time_s
-        run.is_begun = True
-        if not len(run.known):
+        if not run.is_begun:
+            run.begin_s = run.last_new_s = run.looked_s = time_s
+            run.is_begun = True
+        if not len(run.known) or not run.is_recording:
             return NOTHING
         _plan(run, image)
         return self._next_stages(run, image, time_s)
@@ -123,9 +124,7 @@ class Replay:
         now_s = access.time_s
         came = 0
         if run.is_recording and run.is_over(now_s):
-            run.is_recording = False
-            run.expected.clear()
-            run.stages.clear()
+            _end(run)
             return 0
         expected, touched = run.expected, run.touched
         for chunk in range(access.first, access.first + access.count):
@@ -161,6 +160,19 @@ class Replay:
         """See Arm."""
         self._runs.pop(image, None)
 
+    def record(self, image: Image) -> Rows:
+        """Return what was touched this time, so far."""
+        return record_of(self._of(image).touched, image)
+
+    def is_over(self, image: Image, now_s: float) -> bool:
+        """Return whether the record of an open image is complete; ends it when it is."""
+        run = self._runs.get(image)
+        if run is None or not run.is_begun:
+            return False
+        if run.is_recording and run.is_over(now_s):
+            _end(run)
+        return not run.is_recording
+
     def learned(self, image: Image) -> Rows | None:
         """See Learner: what was known, and the run of this time as one more."""
         run = self._runs.get(image)
@@ -178,6 +190,13 @@ class Replay:
         if run is None:
             run = self._runs[image] = _Run()
         return run
+
+
+def _end(run: _Run) -> None:
+    """The record is complete, and what was not replayed by now is too late."""
+    run.is_recording = False
+    run.expected.clear()
+    run.stages.clear()
 
 
 def sound(rows: Rows) -> Rows:
@@ -239,10 +258,13 @@ def _plan(run: _Run, image: Image) -> None:
     """Lay out the stages: ordered by time, merged within a stage."""
     chunks, confidence, ms = _placed(run.known, image)
     certain = confidence >= _LEAST_CONFIDENCE
+    if run.touched:  # taught late: what was read already is no news
+        certain &= ~np.isin(chunks, np.fromiter(run.touched, np.int64, len(run.touched)))
     chunks, confidence, ms = chunks[certain], confidence[certain], ms[certain]
     order = np.argsort(ms, kind="stable")
     chunks, confidence, ms = chunks[order], confidence[order], ms[order]
     run.expected = dict.fromkeys(chunks.tolist())
+    run.stages.clear()
     begin, stage_bytes = 0, _FIRST_STAGE_BYTES
     while begin < len(chunks):
         end = begin + max(1, stage_bytes // image.chunk_bytes)
