@@ -11,6 +11,7 @@ Concurrency: event loop only. `run` does what is to be done soon; everything els
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -184,8 +185,8 @@ class Prefetcher:
             image = self.images[inode] = OpenImage(inode, table)
             if len(self.images) > _MOST_IMAGES:
                 self._forget(next(iter(self.images.values())))
-            for arm in self.arms:
-                self.plan(image, arm.name, arm.opened(image, trio.current_time()))
+            for arm in self.arms:  # on the lane's clock, which is not trio's
+                self.plan(image, arm.name, arm.opened(image, time.monotonic()))
             self.on_opened(image)
         image.table = table
         return image
@@ -196,7 +197,7 @@ class Prefetcher:
             self._judge(slot, End.WASTED)
         self.on_forgotten(image)
         for arm in self.arms:
-            arm.closed(image, trio.current_time())
+            arm.closed(image, time.monotonic())
 
     # ---- jobs ----
 

@@ -127,7 +127,7 @@ class Profiles:
         if profile.chunk_bytes != image.chunk_bytes:
             return
         self._known[image] = profile
-        now_s = trio.current_time()
+        now_s = time.monotonic()
         for arm in self._arms:
             rows = profile.sections.get(arm.name)
             if rows is not None:
@@ -191,7 +191,7 @@ class Profiles:
         await self._share(run)
 
     def _is_over(self, image: OpenImage) -> bool:
-        now_s = trio.current_time()
+        now_s = time.monotonic()
         return any(isinstance(arm, Replay) and arm.is_over(image, now_s) for arm in self._arms)
 
     def _run_of(self, image: OpenImage, profile: Profile, *, is_whole: bool) -> Profile | None:

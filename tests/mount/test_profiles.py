@@ -1,4 +1,4 @@
-"""What a guest touched at its start, through mounts: learned, shared, replayed; and not believed."""
+"""What guests touch at a start, through mounts: learned, shared, replayed; and not believed."""
 
 import json
 import random
@@ -112,7 +112,7 @@ def test_profiles_are_moved_and_dropped(mounts: Mounts, store: Store, tmp_path: 
     }
     profiles(mount, "drop", mount.mountpoint, "another")
     gone = mount.command("profile", "show", mount.mountpoint, "another")
-    assert gone.returncode == 3
+    assert gone.returncode != 0
     assert "no profile of 'another'" in gone.stderr
     file.write_bytes(b"nothing of ours")
     refused = mount.command("profile", "import", mount.mountpoint, NAME, file)
