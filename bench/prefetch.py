@@ -63,6 +63,8 @@ class Trace:
     first: npt.NDArray[np.int64]
     count: npt.NDArray[np.int64]
     time_s: npt.NDArray[np.float64]
+    offset: npt.NDArray[np.int64]
+    size: npt.NDArray[np.int64]
 
     @property
     def chunks(self) -> int:
@@ -86,7 +88,7 @@ def read_trace(path: Path, chunk_bytes: int, limit: int) -> Trace:
     first = offset // chunk_bytes
     count = (offset + length - 1) // chunk_bytes - first + 1
     time_s = (requests.time_us[: len(first)] - requests.time_us[0]) / 1e6
-    return Trace(requests.name, chunk_bytes, first, count, time_s)
+    return Trace(requests.name, chunk_bytes, first, count, time_s, offset, length)
 
 
 def play(
@@ -105,11 +107,12 @@ def play(
             arm.taught(image, known[arm.name])
     replay.open()
     before_s = 0.0
-    columns = trace.first.tolist(), trace.count.tolist(), trace.time_s.tolist()
-    for first, count, time_s in zip(*columns, strict=True):
+    columns = trace.time_s, trace.first, trace.count, trace.offset, trace.size
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    for time_s, first, count, offset, size in rows:
         replay.now_s += max(0.0, time_s - before_s)  # a guest that waited does all else later
         before_s = time_s
-        replay.read(first, count)
+        replay.read(first, count, offset, size)
     learned = {arm.name: rows for arm in learners if (rows := arm.learned(image)) is not None}
     replay.close()
     return replay.result, learned
@@ -269,6 +272,8 @@ def next_version(image: Recorded, trace: Trace, seed: int = 1) -> tuple[Recorded
         place[first],
         np.ones(len(first), np.int64),
         np.repeat(trace.time_s, trace.count),
+        place[first] * trace.chunk_bytes,
+        np.full(len(first), trace.chunk_bytes),
     )
     return Recorded(image.chunk_bytes, keys), moved
 
@@ -280,12 +285,16 @@ def random_table(reads: int = 50_000) -> Table:
     )
     for chunks in (5_000, 50_000):
         rng = np.random.default_rng(chunks)
+        chosen = rng.integers(0, chunks, reads)
+        size = np.full(reads, 4 * KIB)
         trace = Trace(
             "random",
             64 * KIB,
-            rng.integers(0, chunks, reads),
+            chosen,
             np.ones(reads, np.int64),
             np.arange(reads) / 1e3,
+            chosen * 64 * KIB,
+            size,
         )
         image = Recorded(trace.chunk_bytes, unlike_keys(chunks + 1))
         result = play(trace, image, chunks // 10, everything())[0]
@@ -301,8 +310,9 @@ def cost_table(paths: Sequence[Path], limit: int) -> Table:
     for path in paths:
         trace = read_trace(path, CHUNK_SIZES[0], limit)
         image = Recorded(trace.chunk_bytes, unlike_keys(trace.chunks))
-        columns = trace.time_s.tolist(), trace.first.tolist(), trace.count.tolist()
-        reads = [Access(t, 0, f, c) for t, f, c in zip(*columns, strict=True)]
+        columns = trace.time_s, trace.first, trace.count, trace.offset, trace.size
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        reads = [Access(t, 0, f, c, True, o, s) for t, f, c, o, s in rows]
         total = int(trace.count.sum())
         costs = []
         for arms in (*([arm] for arm in made), learning_arms()):

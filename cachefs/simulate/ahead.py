@@ -151,8 +151,8 @@ class Replay:
             self._by_name[name].judged(self._image, chunk, was_used=False)
         self._unused.clear()
 
-    def read(self, first: int, count: int) -> None:
-        """Read chunks, now."""
+    def read(self, first: int, count: int, offset_bytes: int = -1, size_bytes: int = 0) -> None:
+        """Read chunks, now; `offset_bytes` and `size_bytes` say it more precisely."""
         if self._link is not None:
             self._progress()
         result, wait_until = self.result, self.now_s
@@ -177,7 +177,7 @@ class Replay:
             wait_until = max(wait_until, self._demand(missing))
         result.stall_s += wait_until - self.now_s
         self.now_s = wait_until
-        access = Access(self.now_s, 0, first, count, is_hit)
+        access = Access(self.now_s, 0, first, count, is_hit, offset_bytes, size_bytes)
         started = process_time()
         wishes = [(arm, arm.observe(self._image, access)) for arm in self._arms]
         result.policy_s += process_time() - started

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cachefs.policy.prefetch.calibration import Calibration
-from cachefs.policy.prefetch.learner import FLOOR, MOST_ROWS, SECTIONS, Rows, keys_at
+from cachefs.policy.prefetch.learner import CAUTIOUS_FLOOR, MOST_ROWS, SECTIONS, Rows, keys_at
 from cachefs.policy.prefetch.novelty import Novelty
 from cachefs.policy.prefetch.seam import NOTHING, Access, Image, Wish
 from cachefs.policy.prefetch.wishes import merged
@@ -122,7 +122,7 @@ class Association:
 
     name = "association"
 
-    def __init__(self, novelty: Novelty | None = None, floor: float = FLOOR) -> None:
+    def __init__(self, novelty: Novelty | None = None, floor: float = CAUTIOUS_FLOOR) -> None:
         self._novelty = novelty or Novelty()
         self._floor = floor
         self._pairs: dict[Image, _Pairs] = {}

@@ -20,6 +20,9 @@ Rows = npt.NDArray[np.void]
 FLOOR = 0.7
 """Arms say nothing that is less certain: what comes true is more than 0.85 on the whole then."""
 
+CAUTIOUS_FLOOR = 0.8
+"""Of arms that see the same as a better one: what they add is less certain than what they know."""
+
 REPLAY: list[Any] = [
     ("key", "<u8"),
     ("place", "<u4"),  # index in the image in which it was seen last

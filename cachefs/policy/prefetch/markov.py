@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cachefs.policy.prefetch.calibration import Calibration
-from cachefs.policy.prefetch.learner import FLOOR, MOST_ROWS, SECTIONS, Rows, keys_at
+from cachefs.policy.prefetch.learner import CAUTIOUS_FLOOR, MOST_ROWS, SECTIONS, Rows, keys_at
 from cachefs.policy.prefetch.novelty import Novelty
 from cachefs.policy.prefetch.seam import NOTHING, Access, Image, Wish
 from cachefs.policy.prefetch.wishes import merged
@@ -126,7 +126,7 @@ class Markov:
 
     name = "markov"
 
-    def __init__(self, novelty: Novelty | None = None, floor: float = FLOOR) -> None:
+    def __init__(self, novelty: Novelty | None = None, floor: float = CAUTIOUS_FLOOR) -> None:
         self._novelty = novelty or Novelty()
         self._floor = floor
         self._chains: dict[Image, _Chains] = {}
