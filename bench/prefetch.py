@@ -8,114 +8,59 @@ import argparse
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from time import process_time
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bench.table import Table, publish
-from cachefs.policy.evict.names import make_policy
-from cachefs.policy.evict.order import Ticks
-from cachefs.policy.prefetch.arms import learning_arms
+from cachefs.policy.prefetch.arms import NAMES, learning_arms
 from cachefs.policy.prefetch.learner import Rows
+from cachefs.policy.prefetch.lstm import Weights
+from cachefs.policy.prefetch.lstm_training import steps_of, train
 from cachefs.policy.prefetch.replay import Replay as RecordAndReplay
-from cachefs.policy.prefetch.seam import Access, Arm
+from cachefs.policy.prefetch.seam import Arm
 from cachefs.policy.prefetch.sequential import Sequential
-from cachefs.simulate.ahead import Link, Recorded, Replay, Result, unlike_keys
+from cachefs.simulate.ahead import Link, Recorded, Result, unlike_keys
 from cachefs.simulate.plain import NextChunk, PlainSequential
 from cachefs.simulate.readers import read_requests
+from cachefs.simulate.session import Trace, play, trace_of
 from cachefs.units import KIB
 
 TRACES = Path(__file__).parents[2] / "shared/traces"
 CHUNK_SIZES = (64 * KIB, 512 * KIB)
 CACHE_SHARE = 0.1
 
-Makers = dict[str, Callable[[], list[Arm]]]
+TRAINED_REQUESTS = 40_000
+"""Of each of the other traces, for the LSTM that is judged on one."""
+
+Makers = dict[str, Callable[[Weights | None], list[Arm]]]
 
 
 def sets_of_arms() -> Makers:
     """Return what is compared: plain readahead, each arm, and all together."""
-    names = [arm.name for arm in learning_arms()]
+    steady = [name for name in NAMES if name != "replay"]  # which is for what opens again
     return {
-        "next chunk": lambda: [NextChunk()],
-        "plain sequential": lambda: [PlainSequential()],
-        **{name: lambda name=name: one_arm(name) for name in names},  # type: ignore[misc]
-        "learning arms": learning_arms,
-        "sequential": lambda: [Sequential()],
-        "all": everything,
+        "next chunk": lambda _: [NextChunk()],
+        "plain sequential": lambda _: [PlainSequential()],
+        "sequential": lambda _: [Sequential()],
+        **{name: lambda _, name=name: learning_arms([name]) for name in steady},  # type: ignore[misc]
+        "lstm": lambda weights: learning_arms(["lstm"], weights),
+        "learning arms": lambda _: learning_arms(),
+        "all": lambda _: everything(),
+        "all, lstm": lambda weights: [Sequential(), *learning_arms([*NAMES, "lstm"], weights)],
     }
-
-
-def one_arm(name: str) -> list[Arm]:
-    """Return a new arm by its name."""
-    return [arm for arm in learning_arms() if arm.name == name]
-
-
-@dataclass(frozen=True)
-class Trace:
-    """A recording in chunks."""
-
-    name: str
-    chunk_bytes: int
-    first: npt.NDArray[np.int64]
-    count: npt.NDArray[np.int64]
-    time_s: npt.NDArray[np.float64]
-    offset: npt.NDArray[np.int64]
-    size: npt.NDArray[np.int64]
-
-    @property
-    def chunks(self) -> int:
-        """How large the image is."""
-        return int((self.first + self.count).max())
-
-    @property
-    def distinct(self) -> int:
-        """How many chunks are touched."""
-        touched = np.zeros(self.chunks + 1, np.int64)
-        np.add.at(touched, self.first, 1)
-        np.add.at(touched, self.first + self.count, -1)
-        return int((touched.cumsum() > 0).sum())
 
 
 def read_trace(path: Path, chunk_bytes: int, limit: int) -> Trace:
     """Return the first `limit` requests of a recording."""
-    requests = read_requests(path)
-    offset = requests.offset_bytes[:limit]
-    length = np.maximum(requests.length_bytes[:limit], 1)
-    first = offset // chunk_bytes
-    count = (offset + length - 1) // chunk_bytes - first + 1
-    time_s = (requests.time_us[: len(first)] - requests.time_us[0]) / 1e6
-    return Trace(requests.name, chunk_bytes, first, count, time_s, offset, length)
+    return trace_of(read_requests(path), chunk_bytes, limit)
 
 
-def play(
-    trace: Trace,
-    image: Recorded,
-    slots: int,
-    arms: Sequence[Arm],
-    link: Link | None = None,
-    known: dict[str, Rows] | None = None,
-) -> tuple[Result, dict[str, Rows]]:
-    """Play a recording; returns what it showed, and what the arms know afterwards."""
-    replay = Replay(image, slots, make_policy("lru", Ticks()), arms, link)
-    learners: list[Any] = [arm for arm in arms if hasattr(arm, "taught")]
-    for arm in learners:
-        if known and arm.name in known:
-            arm.taught(image, known[arm.name])
-    replay.open()
-    before_s = 0.0
-    columns = trace.time_s, trace.first, trace.count, trace.offset, trace.size
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    for time_s, first, count, offset, size in rows:
-        replay.now_s += max(0.0, time_s - before_s)  # a guest that waited does all else later
-        before_s = time_s
-        replay.read(first, count, offset, size)
-    learned = {arm.name: rows for arm in learners if (rows := arm.learned(image)) is not None}
-    replay.close()
-    return replay.result, learned
+def played(*arguments: Any) -> Result:
+    """Play a recording; see session.play. Returns what it showed."""
+    return play(*arguments)[0].result
 
 
 def cell(result: Result, plain: Result) -> str:
@@ -137,14 +82,16 @@ def trace_tables(paths: Sequence[Path], limit: int, chosen: Makers) -> list[Tabl
             trace = read_trace(path, chunk_bytes, limit)
             image = Recorded(chunk_bytes, unlike_keys(trace.chunks))
             slots = max(1, int(trace.distinct * CACHE_SHARE))
-            plain = {link: play(trace, image, slots, [], link)[0] for link in (None, Link())}
+            plain = {link: played(trace, image, slots, [], link) for link in (None, Link())}
+            needs_weights = any("lstm" in name for name in chosen)
+            weights = trained(paths, path, chunk_bytes) if needs_weights else None
             cells: list[list[str]] = [[], [f"{plain[Link()].stall_s:.0f}"]]
             for name, make in chosen.items():
-                found = play(trace, image, slots, make())[0]
+                found = played(trace, image, slots, make(weights))
                 cells[0].append(cell(found, plain[None]))
                 gain = 1 - found.misses / plain[None].misses
                 gaps[name].setdefault(chunk_bytes, []).append((found.whole.accuracy, gain))
-                found = play(trace, image, slots, make(), Link())[0]
+                found = played(trace, image, slots, make(weights), Link())
                 late = found.whole.late / max(1, found.whole.used)
                 cells[1].append(f"{found.stall_s:.0f} ({100 * late:.0f})")
             for table, row in ((fast, cells[0]), (slow, cells[1])):
@@ -154,6 +101,18 @@ def trace_tables(paths: Sequence[Path], limit: int, chosen: Makers) -> list[Tabl
         means = [np.mean(gaps[name][chunk_bytes], axis=0) * 100 for name in chosen]
         fast.add(f"mean {chunk_bytes // KIB}K", *(f"{a:.0f} / {c:.0f}" for a, c in means))
     return [fast, slow]
+
+
+def trained(paths: Sequence[Path], judged: Path, chunk_bytes: int) -> Weights | None:
+    """Return weights that were trained on the other traces; None if there are none."""
+    sequences = []
+    for path in paths:
+        if path != judged:
+            trace = read_trace(path, chunk_bytes, TRAINED_REQUESTS)
+            sequences.append(
+                steps_of(Recorded(chunk_bytes, unlike_keys(trace.chunks)), trace.reads())
+            )
+    return train(sequences) if sequences else None
 
 
 SITUATIONS = (
@@ -207,12 +166,12 @@ def boot_row(
         known = play(boots[other], image, slots, everything(), None, known)[1]
     if situation == "the same on the next version":
         image, trace = next_version(image, trace)
-    plain = play(trace, image, slots, [])[0]
+    plain = played(trace, image, slots, [])
     found = [
-        play(trace, image, slots, make(), None, known)[0]
+        played(trace, image, slots, make(), None, known)
         for make in (lambda: [RecordAndReplay()], everything)
     ]
-    slow = [play(trace, image, slots, arms, Link(), known)[0] for arms in ([], everything())]
+    slow = [played(trace, image, slots, arms, Link(), known) for arms in ([], everything())]
     pairs = [(r.whole.accuracy, 1 - r.misses / plain.misses) for r in found]
     bytes_share = (slow[1].whole.fetched + slow[1].misses) / plain.misses
     return pairs[0], pairs[1], (slow[0].stall_s, slow[1].stall_s, bytes_share)
@@ -297,7 +256,7 @@ def random_table(reads: int = 50_000) -> Table:
             size,
         )
         image = Recorded(trace.chunk_bytes, unlike_keys(chunks + 1))
-        result = play(trace, image, chunks // 10, everything())[0]
+        result = played(trace, image, chunks // 10, everything())
         wasted = result.whole.fetched - result.whole.used
         table.add(f"{chunks:,}", f"{100 * wasted / result.misses:.2f}")
     return table
@@ -310,9 +269,7 @@ def cost_table(paths: Sequence[Path], limit: int) -> Table:
     for path in paths:
         trace = read_trace(path, CHUNK_SIZES[0], limit)
         image = Recorded(trace.chunk_bytes, unlike_keys(trace.chunks))
-        columns = trace.time_s, trace.first, trace.count, trace.offset, trace.size
-        rows = zip(*(column.tolist() for column in columns), strict=True)
-        reads = [Access(t, 0, f, c, True, o, s) for t, f, c, o, s in rows]
+        reads = trace.reads()
         total = int(trace.count.sum())
         costs = []
         for arms in (*([arm] for arm in made), learning_arms()):

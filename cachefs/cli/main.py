@@ -39,6 +39,8 @@ COMMANDS = {
         "cachefs.cli.simulate:simulate",
         "Replay a recording through eviction policies.",
     ),
+    "trace": ("cachefs.cli.trace:trace", "Record what guests read; replay and draw recordings."),
+    "train": ("cachefs.cli.train:train_command", "Train the LSTM on recordings."),
     "scrub": ("cachefs.cli.mount:scrub_command", "Verify all that a mount's local cache holds."),
 }
 """Name of each command: where it is, and its line in the list of commands."""

@@ -32,6 +32,7 @@ from cachefs.daemon.prefetching import (
     make_profiles,
     pattern_of,
 )
+from cachefs.daemon.recording import Recording
 from cachefs.daemon.status import describe, xattrs
 from cachefs.daemon.supervised import Start, Supervisor
 from cachefs.errors import CacheError, CachefsError, StoreUnavailableError, UsageError
@@ -112,6 +113,7 @@ class Daemon:
         self.accesses = Accesses(board, cache.l1, self.metrics)
         self.prefetcher: Prefetcher | None = None
         self.profiles: Profiles | None = None
+        self.recording = Recording(self.accesses, self.vfs)
 
     def images(self, nursery: trio.Nursery) -> OpenImages:
         """Return the open images over all parts; their background work runs in `nursery`."""
@@ -160,6 +162,7 @@ class Daemon:
             "policy": self._policy,
             "model": self.learning.command,
             "profile": self._profile,
+            "trace": self.recording.command,
         }
 
     async def save_recency(self) -> None:
@@ -260,6 +263,7 @@ async def _run_tasks(daemon: Daemon, start: Start, supervisor: Supervisor) -> No
             nursery.start_soon(daemon.scrub.run)
             nursery.start_soon(daemon.hints.run)
             nursery.start_soon(daemon.accesses.run)
+            nursery.start_soon(daemon.recording.run)
             if daemon.prefetcher is not None:
                 nursery.start_soon(daemon.prefetcher.run)
             if daemon.profiles is not None:

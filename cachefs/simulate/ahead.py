@@ -11,6 +11,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import process_time
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,18 @@ from cachefs.units import MIB
 
 _MOST_RUN_BYTES = 8 * MIB
 """One request to the store: the gain of merging ends there (learning.md, measured)."""
+
+
+L1, LATE, STORE = "L1", "fetched ahead, late", "the store"
+"""Who serves a chunk, beside the arms."""
+
+
+class Served(NamedTuple):
+    """A chunk that was read, when, and who served it: one of the three, or an arm."""
+
+    time_s: float
+    chunk: int
+    who: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +130,8 @@ class Replay:
     ) -> None:
         self.result = Result(tallies={arm.name: Tally() for arm in arms})
         self.now_s = 0.0
-        self.served: list[tuple[float, int, str]] = []
+        self.served: list[Served] | None = None
+        """Who served each chunk; kept where a list is put here before."""
         self._image = image
         self._arms = arms
         self._by_name = {arm.name: arm for arm in arms}
@@ -156,6 +170,7 @@ class Replay:
         if self._link is not None:
             self._progress()
         result, wait_until = self.result, self.now_s
+        begin_s = self.now_s
         result.accesses += count
         missing: list[int] = []
         is_hit = True
@@ -163,15 +178,18 @@ class Replay:
             slot = self._slot_of.get(chunk)
             if slot is not None:
                 self._policy.touch(slot)
+                self._note(begin_s, chunk, self._unused.get(chunk, L1))
                 if chunk in self._unused:
                     self._use(chunk)
             elif chunk in self._flying:
                 is_hit = False
                 wait_until = max(wait_until, self._flying[chunk])
+                self._note(begin_s, chunk, LATE)
                 result.tallies[self._unused[chunk]].late += 1
                 self._use(chunk)
             else:
                 is_hit = False
+                self._note(begin_s, chunk, STORE)
                 missing.append(chunk)
         if missing:
             wait_until = max(wait_until, self._demand(missing))
@@ -186,6 +204,10 @@ class Replay:
                 self._take(arm, wished)
         if self._link is not None:
             self._progress()
+
+    def _note(self, time_s: float, chunk: int, who: str) -> None:
+        if self.served is not None:
+            self.served.append(Served(time_s, chunk, who))
 
     def _use(self, chunk: int) -> None:
         name = self._unused.pop(chunk)
