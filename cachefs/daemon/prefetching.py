@@ -7,7 +7,9 @@ from typing import Any
 
 from cachefs.config import Config
 from cachefs.index.manifest_table import ManifestTable
+from cachefs.policy.prefetch.pace import Pace
 from cachefs.prefetch.gather import Limits
+from cachefs.prefetch.jobs import AheadJobs
 from cachefs.prefetch.prefetcher import Prefetcher
 from cachefs.tiers.accesses import Accesses
 from cachefs.tiers.l1 import L1
@@ -45,9 +47,9 @@ def make_prefetcher(
     is_on_s3 = config.store.url.startswith("s3://")
     limits = Limits(settings.request_bytes, _MOST_PLAIN_BYTES if is_on_s3 else MOST_JOB_BYTES)
     places = pool.count * pool.ahead_places
-    prefetcher = Prefetcher(
-        settings, l1, stack, l1.metrics, places, limits, table_of, accesses.digest
-    )
+    jobs = AheadJobs(l1, stack, l1.metrics, Pace(places, settings.bytes_per_s))
+    prefetcher = Prefetcher(settings, l1, l1.metrics, jobs, limits, table_of, accesses.digest)
+    stack.on_demand = prefetcher.wake
     accesses.observers.append(prefetcher.observe)
     return prefetcher
 
@@ -65,7 +67,7 @@ def describe_prefetcher(prefetcher: Prefetcher | None, vfs: Vfs) -> dict[str, An
     if prefetcher is None:
         return None
     misses = prefetcher.misses
-    budget, pace = prefetcher.budget, prefetcher.pace
+    budget, pace = prefetcher.budget, prefetcher.jobs.pace
     images = {}
     for image in prefetcher.images.values():
         node = vfs.known(image.inode)

@@ -141,7 +141,7 @@ async def test_a_failure_is_seen_by_nobody_is_not_tried_again_and_stops_for_a_wh
         metrics = cache.l1.metrics
         failed = metrics.ahead_failed
         assert failed > 0
-        assert ahead.prefetcher.pace.is_interrupted
+        assert ahead.prefetcher.jobs.pace.is_interrupted
         ahead.prefetcher.observe(records([(2 * MIB, MIB)]))
         await trio.sleep(0.1)
         assert not pool.jobs
@@ -153,7 +153,7 @@ async def test_a_failure_is_seen_by_nobody_is_not_tried_again_and_stops_for_a_wh
         await trio.sleep(0.05)
         assert len(ahead.jobs_ahead()) == 1
         ahead.answer_all()
-        assert not ahead.prefetcher.pace.is_interrupted
+        assert not ahead.prefetcher.jobs.pace.is_interrupted
 
 
 @pytest.mark.parametrize("outcome", [Outcome.UNAVAILABLE, Outcome.CORRUPT, None])
