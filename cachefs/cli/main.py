@@ -38,6 +38,7 @@ COMMANDS = {
         "cachefs.cli.simulate:simulate",
         "Replay a recording through eviction policies.",
     ),
+    "warm": ("cachefs.cli.warm:warm", "Bring an image into a mount's local cache."),
     "scrub": ("cachefs.cli.mount:scrub_command", "Verify all that a mount's local cache holds."),
 }
 """Name of each command: where it is, and its line in the list of commands."""

@@ -33,6 +33,7 @@ from cachefs.daemon.prefetching import (
 )
 from cachefs.daemon.status import describe, xattrs
 from cachefs.daemon.supervised import Start, Supervisor
+from cachefs.daemon.warming import Warmings
 from cachefs.errors import CacheError, CachefsError, StoreUnavailableError
 from cachefs.fuse.opened import OpenImages
 from cachefs.fuse.operations import Operations
@@ -109,6 +110,7 @@ class Daemon:
         self.hints = Hints(cache.l1)
         self.accesses = Accesses(board, cache.l1, self.metrics)
         self.prefetcher: Prefetcher | None = None
+        self.warmings: Warmings | None = None
 
     def images(self, nursery: trio.Nursery) -> OpenImages:
         """Return the open images over all parts; their background work runs in `nursery`."""
@@ -128,6 +130,7 @@ class Daemon:
         )
         if self.prefetcher is not None:
             images.on_closed = self.prefetcher.closed
+        self.warmings = Warmings(nursery, self.vfs, self.prefetcher, self._table)
         return images
 
     def operations(self, images: OpenImages) -> Operations:
@@ -153,6 +156,7 @@ class Daemon:
             "refresh": self._refresh,
             "policy": self._policy,
             "model": self.learning.command,
+            "warm": self._warm,
         }
 
     async def save_recency(self) -> None:
@@ -179,6 +183,11 @@ class Daemon:
             self.config.store.url, self.vfs, self.cache, self.pool, self.listing, self.metrics
         )
         return told | {"prefetch": describe_prefetcher(self.prefetcher, self.vfs)}
+
+    async def _warm(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self.warmings is None:
+            raise CacheError("this mount has not come up yet")
+        return await self.warmings.command(request)
 
     async def _pattern(self, node: FileNode) -> bytes:
         return pattern_of(self.prefetcher, node.inode).encode()

@@ -46,17 +46,18 @@ class AheadJobs:
     def spare_slots(self, image: OpenImage, *, may_evict: bool = True) -> int:
         """Return how many free slots demand can do without.
 
-        Without `may_evict` also those count as needed for which the keeper would have to give up
-        chunks.
+        Without `may_evict` the keeper must not come to give up chunks for it: where L1 has not
+        far to grow, so many stay free that it does nothing.
         """
         try:
             slots = self._l1.class_for(image.chunk_bytes)
         except CacheError:
             return 0
         needed = slots.low // 2
-        extent_bytes = slots.segment.extent_bytes
-        if not may_evict and self._l1.allocated_bytes + extent_bytes > self._l1.quota_bytes:
-            needed = slots.high
+        growth_bytes = self._l1.quota_bytes - self._l1.allocated_bytes
+        far_bytes = max(slots.segment.extent_bytes, slots.high * slots.segment.slot_bytes)
+        if not may_evict and growth_bytes < far_bytes:
+            needed = slots.low
         spare = len(slots.free) - needed
         if spare <= 0 and not slots.is_hopeless:
             self._l1.wake.set()
