@@ -152,7 +152,7 @@ class Prefetcher:
                     continue
                 image = self._image(span.inode, table)  # opened under an earlier daemon
             image.closed_s = None
-            access = _access(span, image)
+            access = access_of(span, image.table.size_bytes, image.chunk_bytes)
             if access is not None:
                 image.plan.read(access.first, access.count)
                 for arm in self.arms:
@@ -310,13 +310,13 @@ class Prefetcher:
         self._metrics.ahead_unread_bytes = self.budget.out_bytes
 
 
-def _access(span: Span, image: OpenImage) -> Access | None:
+def access_of(span: Span, image_bytes: int, chunk_bytes: int) -> Access | None:
     """Return a span as the arms see it, None if it lies outside of the image."""
-    end = min(span.offset + span.size_bytes, image.table.size_bytes)
+    end = min(span.offset + span.size_bytes, image_bytes)
     if end <= span.offset:
         return None
-    first = span.offset // image.chunk_bytes
-    count = (end - 1) // image.chunk_bytes - first + 1
+    first = span.offset // chunk_bytes
+    count = (end - 1) // chunk_bytes - first + 1
     return Access(
         span.time_s,
         span.reader,
