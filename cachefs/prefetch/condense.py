@@ -1,8 +1,8 @@
 """From the lane's records to accesses: a bounded few for each batch, however many reads there were.
 
 Reads that continue each other without a gap become one access, also where readers interleave. What
-is left are jumps; of those that were hits only the newest are kept, one for sixteen records, so that
-to be observed costs a hit less than a microsecond; misses are kept all.
+is left are jumps; of those that were hits only the newest are kept, one for sixteen records, so
+that to be observed costs a hit less than a microsecond; misses are kept all.
 """
 
 from __future__ import annotations
