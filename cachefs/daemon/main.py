@@ -26,6 +26,7 @@ from cachefs.daemon.control import serve_control
 from cachefs.daemon.learning import Learning
 from cachefs.daemon.listing import ListingTask
 from cachefs.daemon.prefetching import (
+    ArmMetrics,
     ahead_places,
     describe_prefetcher,
     make_prefetcher,
@@ -261,7 +262,7 @@ async def _run_tasks(daemon: Daemon, start: Start, supervisor: Supervisor) -> No
             nursery.start_soon(daemon.save_recency)
             nursery.start_soon(serve_control, start.run_dir / "daemon.sock", daemon.commands())
             if config.metrics.listen:
-                _serve_metrics(config.metrics.listen, daemon.metrics)
+                _serve_metrics(config.metrics.listen, daemon)
             nursery.start_soon(_serve_fuse, nursery.cancel_scope)
             _calm_collector()
             supervisor.ready()
@@ -338,10 +339,12 @@ async def _store_identity(config: Config, cache_path: Path, *, fresh: bool) -> s
         ) from error
 
 
-def _serve_metrics(listen: str, metrics: Metrics) -> None:
+def _serve_metrics(listen: str, daemon: Daemon) -> None:
     host, _, port = listen.rpartition(":")
     registry = CollectorRegistry()
-    registry.register(metrics)
+    registry.register(daemon.metrics)
+    if daemon.prefetcher is not None:
+        registry.register(ArmMetrics(daemon.prefetcher))
     try:
         start_http_server(int(port), host or "127.0.0.1", registry)
     except (OSError, ValueError) as error:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from cachefs.config import Config
 from cachefs.index.manifest_table import ManifestTable
+from cachefs.policy.prefetch.ledger import End
 from cachefs.policy.prefetch.pace import Pace
 from cachefs.prefetch.gather import Limits
 from cachefs.prefetch.jobs import AheadJobs
@@ -52,6 +56,38 @@ def make_prefetcher(
     stack.on_demand = prefetcher.wake
     accesses.observers.append(prefetcher.observe)
     return prefetcher
+
+
+class ArmMetrics(Collector):
+    """What the arms have fetched, and how it ended, as Prometheus metrics with labels.
+
+    Called from another thread: it only reads.
+    """
+
+    def __init__(self, prefetcher: Prefetcher) -> None:
+        self._prefetcher = prefetcher
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield chunks by arm and end, bytes by arm, and each arm's accuracy now."""
+        chunks = CounterMetricFamily(
+            "cachefs_prefetch_chunks", "Chunks fetched ahead, by their ends", labels=["arm", "end"]
+        )
+        fetched = CounterMetricFamily(
+            "cachefs_prefetch_bytes", "Their bytes, as in the store", labels=["arm"]
+        )
+        wasted = CounterMetricFamily(
+            "cachefs_prefetch_wasted_bytes", "Of these: nobody read them", labels=["arm"]
+        )
+        accuracy = GaugeMetricFamily(
+            "cachefs_prefetch_accuracy", "Share of the last chunks that were read", labels=["arm"]
+        )
+        for arm, account in list(self._prefetcher.ledger.accounts.items()):
+            for end in End:
+                chunks.add_metric([arm, end.value], getattr(account, end.value))
+            fetched.add_metric([arm], account.fetched_bytes)
+            wasted.add_metric([arm], account.wasted_bytes)
+            accuracy.add_metric([arm], account.accuracy)
+        yield from (chunks, fetched, wasted, accuracy)
 
 
 def pattern_of(prefetcher: Prefetcher | None, inode: int) -> str:

@@ -48,6 +48,9 @@ MOST_JOB_BYTES = 4 * MIB
 _RESERVE_WAIT_S = 0.25
 """How long a fetch waits for a slot before the chunk is served without being kept."""
 
+_NO_USE = (Outcome.UNAVAILABLE, Outcome.UNKEPT)
+"""Outcomes after which fetching more ahead would be as useless."""
+
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 
@@ -142,10 +145,10 @@ class Stack:
 
         def done(answer: Answer) -> None:
             self._answered(pairs, answer, has_landed)
-            is_there = isinstance(answer, ChunksDone) and all(
-                one.outcome is not Outcome.UNAVAILABLE for one in answer.fetched
+            answered(
+                isinstance(answer, ChunksDone)
+                and not any(one.outcome in _NO_USE for one in answer.fetched)
             )
-            answered(is_there)
 
         self._pool.submit(ChunkJob(number, wanted, is_ahead=True), AHEAD, done, landed)
         return len(pairs)
