@@ -156,6 +156,18 @@ async def test_a_failure_is_seen_by_nobody_is_not_tried_again_and_stops_for_a_wh
         assert not ahead.prefetcher.jobs.pace.is_interrupted
 
 
+async def test_a_disk_that_takes_nothing_is_not_written_to_on_and_on(
+    cache: Cache, pool: HandPool, table: ManifestTable
+) -> None:
+    async with running_ahead(cache, pool, table) as ahead:
+        await begun(ahead)
+        pool.answer_all(Outcome.UNKEPT, "no space left")
+        assert ahead.prefetcher.jobs.pace.is_interrupted
+        await ahead.answer_until_calm()
+        assert cache.l1.metrics.ahead_failed > 0
+        assert cache.l1.metrics.read_errors == 0
+
+
 @pytest.mark.parametrize("outcome", [Outcome.UNAVAILABLE, Outcome.CORRUPT, None])
 async def test_who_has_joined_a_job_that_fails_is_served_all_the_same(
     cache: Cache, pool: HandPool, table: ManifestTable, outcome: Outcome | None
