@@ -131,6 +131,18 @@ async def test_a_reader_joins_what_is_under_way_and_gets_it(
         assert cache.l1.metrics.miss_chunks == 1
 
 
+async def test_wrong_bytes_that_nobody_waits_for_are_not_asked_for_again(
+    cache: Cache, pool: HandPool, table: ManifestTable
+) -> None:
+    async with running_ahead(cache, pool, table) as ahead:
+        await begun(ahead)
+        number = pool.jobs[0][0].number
+        pool.answer_all(Outcome.CORRUPT, "wrong bytes")
+        assert all(job.is_ahead and job.number != number for job in pool.chunk_jobs())
+        assert cache.l1.metrics.ahead_failed == cache.l1.metrics.l3_corrupt > 0
+        ahead.answer_all()
+
+
 async def test_a_failure_is_seen_by_nobody_is_not_tried_again_and_stops_for_a_while(
     cache: Cache, pool: HandPool, table: ManifestTable
 ) -> None:
