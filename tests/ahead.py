@@ -11,7 +11,9 @@ import trio
 from cachefs.config import PrefetchSection
 from cachefs.daemon.cache import Cache
 from cachefs.index.manifest_table import ManifestTable
+from cachefs.policy.prefetch.pace import Pace
 from cachefs.prefetch.gather import Limits
+from cachefs.prefetch.jobs import AheadJobs
 from cachefs.prefetch.prefetcher import Prefetcher
 from cachefs.reader import Reader
 from cachefs.tiers.board import ACCESS_DTYPE
@@ -93,13 +95,13 @@ async def running_ahead(
         prefetcher = Prefetcher(
             settings,
             cache.l1,
-            stack,
             metrics,
-            places,
+            AheadJobs(cache.l1, stack, metrics, Pace(places, settings.bytes_per_s)),
             limits or Limits(MIB, MIB),
             lambda inode: table if inode == INODE else None,
             lambda: None,
         )
+        stack.on_demand = prefetcher.wake
         nursery.start_soon(prefetcher.run)
         reader = Reader(cache.l1, stack, metrics, deadline_s, verify_reads=False)
         yield Ahead(prefetcher, stack, reader, pool, cache, table)

@@ -41,6 +41,7 @@ COMMANDS = {
     ),
     "trace": ("cachefs.cli.trace:trace", "Record what guests read; replay and draw recordings."),
     "train": ("cachefs.cli.train:train_command", "Train the LSTM on recordings."),
+    "warm": ("cachefs.cli.warm:warm", "Bring an image into a mount's local cache."),
     "scrub": ("cachefs.cli.mount:scrub_command", "Verify all that a mount's local cache holds."),
 }
 """Name of each command: where it is, and its line in the list of commands."""

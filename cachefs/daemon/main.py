@@ -26,6 +26,7 @@ from cachefs.daemon.control import serve_control
 from cachefs.daemon.learning import Learning
 from cachefs.daemon.listing import ListingTask
 from cachefs.daemon.prefetching import (
+    ArmMetrics,
     ahead_places,
     describe_prefetcher,
     make_prefetcher,
@@ -35,6 +36,7 @@ from cachefs.daemon.prefetching import (
 from cachefs.daemon.recording import Recording
 from cachefs.daemon.status import describe, xattrs
 from cachefs.daemon.supervised import Start, Supervisor
+from cachefs.daemon.warming import Warmings
 from cachefs.errors import CacheError, CachefsError, StoreUnavailableError, UsageError
 from cachefs.fuse.opened import OpenImages
 from cachefs.fuse.operations import Operations
@@ -114,6 +116,7 @@ class Daemon:
         self.prefetcher: Prefetcher | None = None
         self.profiles: Profiles | None = None
         self.recording = Recording(self.accesses, self.vfs)
+        self.warmings: Warmings | None = None
 
     def images(self, nursery: trio.Nursery) -> OpenImages:
         """Return the open images over all parts; their background work runs in `nursery`."""
@@ -136,6 +139,7 @@ class Daemon:
             self.profiles = make_profiles(
                 self.config, self.prefetcher, self.cache.database, self.pool, self.vfs
             )
+        self.warmings = Warmings(nursery, self.vfs, self.prefetcher, self._table)
         return images
 
     def operations(self, images: OpenImages) -> Operations:
@@ -163,6 +167,7 @@ class Daemon:
             "model": self.learning.command,
             "profile": self._profile,
             "trace": self.recording.command,
+            "warm": self._warm,
         }
 
     async def save_recency(self) -> None:
@@ -189,6 +194,11 @@ class Daemon:
             self.config.store.url, self.vfs, self.cache, self.pool, self.listing, self.metrics
         )
         return told | {"prefetch": describe_prefetcher(self.prefetcher, self.vfs)}
+
+    async def _warm(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self.warmings is None:
+            raise CacheError("this mount has not come up yet")
+        return await self.warmings.command(request)
 
     async def _pattern(self, node: FileNode) -> bytes:
         return pattern_of(self.prefetcher, node.inode).encode()
@@ -272,7 +282,7 @@ async def _run_tasks(daemon: Daemon, start: Start, supervisor: Supervisor) -> No
             nursery.start_soon(daemon.save_recency)
             nursery.start_soon(serve_control, start.run_dir / "daemon.sock", daemon.commands())
             if config.metrics.listen:
-                _serve_metrics(config.metrics.listen, daemon.metrics)
+                _serve_metrics(config.metrics.listen, daemon)
             nursery.start_soon(_serve_fuse, nursery.cancel_scope)
             _calm_collector()
             supervisor.ready()
@@ -349,10 +359,12 @@ async def _store_identity(config: Config, cache_path: Path, *, fresh: bool) -> s
         ) from error
 
 
-def _serve_metrics(listen: str, metrics: Metrics) -> None:
+def _serve_metrics(listen: str, daemon: Daemon) -> None:
     host, _, port = listen.rpartition(":")
     registry = CollectorRegistry()
-    registry.register(metrics)
+    registry.register(daemon.metrics)
+    if daemon.prefetcher is not None:
+        registry.register(ArmMetrics(daemon.prefetcher))
     try:
         start_http_server(int(port), host or "127.0.0.1", registry)
     except (OSError, ValueError) as error:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from cachefs.config import Config
 from cachefs.errors import CachefsError
@@ -13,8 +16,11 @@ from cachefs.index.database import Database
 from cachefs.index.manifest_table import ManifestTable
 from cachefs.index.profiles import ProfileRows
 from cachefs.policy.prefetch.arms import learners, learning_arms
+from cachefs.policy.prefetch.ledger import End
 from cachefs.policy.prefetch.lstm import Weights
+from cachefs.policy.prefetch.pace import Pace
 from cachefs.prefetch.gather import Limits
+from cachefs.prefetch.jobs import AheadJobs
 from cachefs.prefetch.prefetcher import Prefetcher
 from cachefs.prefetch.profiles import Profiles
 from cachefs.tiers.accesses import Accesses
@@ -55,11 +61,10 @@ def make_prefetcher(
     is_on_s3 = config.store.url.startswith("s3://")
     limits = Limits(settings.request_bytes, _MOST_PLAIN_BYTES if is_on_s3 else MOST_JOB_BYTES)
     places = pool.count * pool.ahead_places
-    prefetcher = Prefetcher(
-        settings, l1, stack, l1.metrics, places, limits, table_of, accesses.digest
-    )
-    weights = _weights(settings.lstm_weights)
-    for arm in learning_arms(settings.arms, weights):
+    jobs = AheadJobs(l1, stack, l1.metrics, Pace(places, settings.bytes_per_s))
+    prefetcher = Prefetcher(settings, l1, l1.metrics, jobs, limits, table_of, accesses.digest)
+    stack.on_demand = prefetcher.wake
+    for arm in learning_arms(settings.arms, _weights(settings.lstm_weights)):
         prefetcher.add_arm(arm)
     accesses.observers.append(prefetcher.observe)
     return prefetcher
@@ -98,6 +103,38 @@ def _weights(path: str) -> Weights | None:
         return None
 
 
+class ArmMetrics(Collector):
+    """What the arms have fetched, and how it ended, as Prometheus metrics with labels.
+
+    Called from another thread: it only reads.
+    """
+
+    def __init__(self, prefetcher: Prefetcher) -> None:
+        self._prefetcher = prefetcher
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield chunks by arm and end, bytes by arm, and each arm's accuracy now."""
+        chunks = CounterMetricFamily(
+            "cachefs_prefetch_chunks", "Chunks fetched ahead, by their ends", labels=["arm", "end"]
+        )
+        fetched = CounterMetricFamily(
+            "cachefs_prefetch_bytes", "Their bytes, as in the store", labels=["arm"]
+        )
+        wasted = CounterMetricFamily(
+            "cachefs_prefetch_wasted_bytes", "Of these: nobody read them", labels=["arm"]
+        )
+        accuracy = GaugeMetricFamily(
+            "cachefs_prefetch_accuracy", "Share of the last chunks that were read", labels=["arm"]
+        )
+        for arm, account in list(self._prefetcher.ledger.accounts.items()):
+            for end in End:
+                chunks.add_metric([arm, end.value], getattr(account, end.value))
+            fetched.add_metric([arm], account.fetched_bytes)
+            wasted.add_metric([arm], account.wasted_bytes)
+            accuracy.add_metric([arm], account.accuracy)
+        yield from (chunks, fetched, wasted, accuracy)
+
+
 def pattern_of(prefetcher: Prefetcher | None, inode: int) -> str:
     """Return what the reads of an image look like, as `sequential, steady`."""
     image = prefetcher.images.get(inode) if prefetcher is not None else None
@@ -111,7 +148,7 @@ def describe_prefetcher(prefetcher: Prefetcher | None, vfs: Vfs) -> dict[str, An
     if prefetcher is None:
         return None
     misses = prefetcher.misses
-    budget, pace = prefetcher.budget, prefetcher.pace
+    budget, pace = prefetcher.budget, prefetcher.jobs.pace
     images = {}
     for image in prefetcher.images.values():
         node = vfs.known(image.inode)

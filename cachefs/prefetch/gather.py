@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from cachefs.model.chunk import ChunkRef
+from cachefs.policy.prefetch.plan import Plan
 from cachefs.prefetch.image import OpenImage
 from cachefs.units import MIB
 
@@ -61,8 +62,10 @@ class Batch:
     ranges: int = 0
 
 
-def gather(image: OpenImage, arm: str, now_s: float, limits: Limits, residents: Residents) -> Batch:
-    """Take the chunks of one job out of an image's plan; none if there is nothing to fetch there.
+def gather(
+    image: OpenImage, plan: Plan, arm: str, now_s: float, limits: Limits, residents: Residents
+) -> Batch:
+    """Take the chunks of one job out of a plan; none if nothing of it has to be fetched.
 
     Raises:
         CachefsError: the image's table is damaged.
@@ -70,7 +73,7 @@ def gather(image: OpenImage, arm: str, now_s: float, limits: Limits, residents: 
     batch = Batch(image, arm)
     ids: set[bytes] = set()
     looked_at = 0
-    while looked_at < _MOST_LOOKED_AT and (piece := image.plan.first(now_s, {arm})):
+    while looked_at < _MOST_LOOKED_AT and (piece := plan.first(now_s, {arm})):
         taken = 0
         is_full = False
         for index in range(piece.first, piece.first + piece.count):
@@ -87,7 +90,7 @@ def gather(image: OpenImage, arm: str, now_s: float, limits: Limits, residents: 
             looked_at += 1
             if looked_at >= _MOST_LOOKED_AT:
                 break
-        image.plan.took(piece, taken)
+        plan.took(piece, taken)
         if is_full:
             break
     return batch

@@ -19,21 +19,20 @@ import numpy.typing as npt
 import trio
 
 from cachefs.config import PrefetchSection
-from cachefs.errors import CacheError, CachefsError
+from cachefs.errors import CachefsError
 from cachefs.index.manifest_table import ManifestTable
 from cachefs.metrics import Metrics
 from cachefs.policy.evict.seam import Slots
 from cachefs.policy.prefetch.budget import Budget
 from cachefs.policy.prefetch.ledger import End, Entry, Ledger
-from cachefs.policy.prefetch.pace import Pace
 from cachefs.policy.prefetch.seam import Access, Arm, Wish
 from cachefs.policy.prefetch.sequential import Sequential
 from cachefs.prefetch.condense import Span, condense
 from cachefs.prefetch.gather import Batch, Limits, gather
 from cachefs.prefetch.image import OpenImage
+from cachefs.prefetch.jobs import AheadJobs
 from cachefs.tiers.flight import Flight
 from cachefs.tiers.l1 import L1
-from cachefs.tiers.stack import Stack
 from cachefs.units import MIB
 
 logger = logging.getLogger(__name__)
@@ -61,31 +60,28 @@ _MOST_IMAGES = 1024
 class Prefetcher:
     """Fetches ahead for one mount.
 
-    `places`: jobs ahead that the fetchers do at once. `table_of` knows the tables of images that
-    are open; `digest` brings what the lane has answered since the last time.
+    `table_of` knows the tables of images that are open; `digest` brings what the lane has answered
+    since the last time. `wake` is for whoever sees a reader miss.
     """
 
     def __init__(
         self,
         settings: PrefetchSection,
         l1: L1,
-        stack: Stack,
         metrics: Metrics,
-        places: int,
+        jobs: AheadJobs,
         limits: Limits,
         table_of: Callable[[int], ManifestTable | None],
         digest: Callable[[], object],
     ) -> None:
         self._settings = settings
-        self._l1 = l1
-        self._stack = stack
         self._metrics = metrics
-        self._limits = limits
+        self.jobs = jobs
+        self.limits = limits
         self._table_of = table_of
         self._digest = digest
         share_bytes = int(settings.l1_share * l1.quota_bytes)
         self.budget = Budget(min(settings.most_bytes, share_bytes))
-        self.pace = Pace(places, settings.bytes_per_s)
         self.ledger = Ledger()
         self.sequential = Sequential(min(settings.window_bytes, _FIRST_WINDOW_BYTES))
         self.arms: list[Arm] = []
@@ -95,15 +91,12 @@ class Prefetcher:
         self.on_opened: Callable[[OpenImage], None] = _ignore
         self.on_forgotten: Callable[[OpenImage], None] = _ignore
         """Called before the arms forget what they know of an image."""
-        self._under_way: dict[bytes, Entry] = {}
-        self._jobs = 0
-        self._retries_seen = 0
         self._is_blocked = False
         """L1 had no slot to spare, or the pace is to be kept: it is tried again soon."""
         self._wake = trio.Event()
         l1.on_used = self._used
         l1.on_dropped = self._dropped
-        stack.on_demand = self.wake
+        jobs.on_answered = self._answered
 
     def add_arm(self, arm: Arm) -> None:
         """Let another predictor wish; for images that are opened from now on."""
@@ -163,7 +156,7 @@ class Prefetcher:
                     continue
                 image = self._image(span.inode, table)  # opened under an earlier daemon
             image.closed_s = None
-            access = _access(span, image)
+            access = access_of(span, image.table.size_bytes, image.chunk_bytes)
             if access is not None:
                 image.plan.read(access.first, access.count)
                 for arm in self.arms:
@@ -206,7 +199,7 @@ class Prefetcher:
         self._is_blocked = False
         while any(image.plan for image in self.images.values()):
             now_s = trio.current_time()
-            wait_s = self.pace.wait_s(self._jobs, now_s)
+            wait_s = self.jobs.wait_s(now_s)
             if wait_s is None:
                 return
             if wait_s > 0:
@@ -216,7 +209,9 @@ class Prefetcher:
             if batch is None:
                 return
             if batch.refs:
-                self._start(batch, now_s)
+                taken_bytes = self.jobs.start(batch, self._ended)
+                self.budget.take(batch.arm, batch.image.inode, taken_bytes)
+                self._show_gauges()
 
     def _next_batch(self, now_s: float) -> Batch | None:
         """Gather the chunks of one more job; None if nothing is planned, or there is no room."""
@@ -232,94 +227,32 @@ class Prefetcher:
         if best is None:
             return None
         image, piece, room_bytes = best
-        slots = self._spare_slots(image)
+        slots = self.jobs.spare_slots(image)
         if not slots:
             self._is_blocked = True
             return None
         try:
-            return gather(image, piece.arm, now_s, self._limits.within(room_bytes, slots), self)
+            limits = self.limits.within(room_bytes, slots)
+            return gather(image, image.plan, piece.arm, now_s, limits, self.jobs)
         except CachefsError as error:  # its table is damaged: a read will say, and mend it
             logger.debug("nothing is fetched ahead: %s", error)
             image.plan.clear()
             return Batch(image, piece.arm)
 
-    def is_needed(self, image: OpenImage, index: int, chunk_id: bytes) -> bool:
-        """Whether a chunk is neither here nor under way; one that is here the lane is told of."""
-        if self._stack.is_under_way(chunk_id):
-            return False
-        placement = self._l1.find(chunk_id)
-        if placement is None:
-            return True
-        if not self._l1.is_suspect(placement):
-            self._l1.board.publish(image.inode, index, chunk_id, placement.slot)
-        return False
-
-    def is_zero(self, image: OpenImage, index: int) -> None:
-        """The lane is told of a chunk of zeros."""
-        self._l1.board.publish_zero(image.inode, index)
-
     def _room_bytes(self, image: OpenImage, arm: str) -> int:
         return self.budget.room_bytes(arm, image.inode, self.ledger.account(arm).accuracy)
 
-    def _spare_slots(self, image: OpenImage) -> int:
-        """Return how many free slots demand can do without."""
-        try:
-            slots = self._l1.class_for(image.chunk_bytes)
-        except CacheError:
-            return 0
-        spare = len(slots.free) - slots.low // 2
-        if spare <= 0 and not slots.is_hopeless:
-            self._l1.wake.set()
-        return max(0, spare)
-
-    def _start(self, batch: Batch, now_s: float) -> None:
-        image = batch.image
-        for index, ref in zip(batch.indexes, batch.refs, strict=True):
-            entry = Entry(batch.arm, image, index, ref.plain_bytes, ref.frame_bytes, now_s)
-            self._under_way[ref.id] = entry
-        self._jobs += 1
-        plain_bytes = batch.plain_bytes
-
-        def answered(is_there: bool) -> None:
-            self._answered(plain_bytes, trio.current_time() - now_s, is_there=is_there)
-
-        count = self._stack.fetch_ahead(batch.refs, image.chunk_bytes, self._ended, answered)
-        for ref in batch.refs[count:]:
-            del self._under_way[ref.id]
-        if not count:
-            self._jobs -= 1
-            return
-        taken_bytes = sum(ref.plain_bytes for ref in batch.refs[:count])
-        self.budget.take(batch.arm, image.inode, taken_bytes)
-        self.pace.asked(batch.frame_bytes, now_s)
-        self._metrics.ahead_requests += 1
-        self._show_gauges()
-
-    def _answered(self, plain_bytes: int, duration_s: float, *, is_there: bool) -> None:
-        now_s = trio.current_time()
-        self._jobs -= 1
-        if is_there:
-            self.pace.answered(plain_bytes, duration_s, now_s)
-            self._bound_windows()
-        else:
-            self.pace.failed(now_s)
-        self._show_gauges()
+    def _answered(self) -> None:
+        self._bound_windows()
         self.wake()
 
-    def _ended(self, flight: Flight) -> None:
+    def _ended(self, entry: Entry, flight: Flight) -> None:
         """A chunk has come, or has not."""
-        entry = self._under_way.pop(flight.ref.id)
-        image = entry.image
-        assert isinstance(image, OpenImage)
         slot = flight.landed_in
-        if slot is not None:
-            self._metrics.ahead_chunks += 1
-            self._metrics.ahead_frame_bytes += entry.frame_bytes
-            self._l1.board.publish(image.inode, entry.chunk, flight.ref.id, slot)
         if slot is not None and not flight.was_joined and slot not in self.ledger:
             self.ledger.landed(slot, entry)
             return
-        self.budget.give_back(entry.arm, image.inode, entry.plain_bytes)
+        self.budget.give_back(entry.arm, _inode(entry), entry.plain_bytes)
         end = End.FAILED if slot is None else End.LATE
         self.ledger.ended_at_once(entry, end)
         self._tell(entry, end)
@@ -339,9 +272,7 @@ class Prefetcher:
     def _judge(self, slot: int, end: End) -> None:
         entry = self.ledger.ended(slot, end)
         if entry is not None:
-            image = entry.image
-            assert isinstance(image, OpenImage)
-            self.budget.give_back(entry.arm, image.inode, entry.plain_bytes)
+            self.budget.give_back(entry.arm, _inode(entry), entry.plain_bytes)
             self._tell(entry, end)
 
     def _tell(self, entry: Entry, end: End) -> None:
@@ -370,21 +301,18 @@ class Prefetcher:
             if image.closed_s is not None and image.closed_s < now_s - _CLOSED_PATIENCE_S:
                 self._forget(image)
         self._show_gauges()
-        if self._metrics.l3_retries > self._retries_seen:
-            self.pace.failed(now_s)
-        self._retries_seen = self._metrics.l3_retries
+        self.jobs.look(now_s)
 
     def _bound_windows(self) -> None:
         """The furthest that is worth running ahead: what the tier brings until news of it comes."""
-        speed = self.pace.speed_bytes_s * self.pace.limit
-        needed_bytes = int(2 * speed * (self.pace.latency_s + _NEWS_S))
+        speed = self.jobs.pace.speed_bytes_s * self.jobs.pace.limit
+        needed_bytes = int(2 * speed * (self.jobs.pace.latency_s + _NEWS_S))
         self.sequential.ceiling_bytes = min(
             self._settings.window_bytes,
             max(_LEAST_WINDOW_BYTES, needed_bytes),
         )
 
     def _show_gauges(self) -> None:
-        self._metrics.ahead_jobs = self._jobs
         self._metrics.ahead_unread_bytes = self.budget.out_bytes
 
 
@@ -392,13 +320,13 @@ def _ignore(_: OpenImage) -> None:
     pass
 
 
-def _access(span: Span, image: OpenImage) -> Access | None:
+def access_of(span: Span, image_bytes: int, chunk_bytes: int) -> Access | None:
     """Return a span as the arms see it, None if it lies outside of the image."""
-    end = min(span.offset + span.size_bytes, image.table.size_bytes)
+    end = min(span.offset + span.size_bytes, image_bytes)
     if end <= span.offset:
         return None
-    first = span.offset // image.chunk_bytes
-    count = (end - 1) // image.chunk_bytes - first + 1
+    first = span.offset // chunk_bytes
+    count = (end - 1) // chunk_bytes - first + 1
     return Access(
         span.time_s,
         span.reader,
@@ -410,3 +338,9 @@ def _access(span: Span, image: OpenImage) -> Access | None:
         span.reads,
         span.is_backward,
     )
+
+
+def _inode(entry: Entry) -> int:
+    image = entry.image
+    assert isinstance(image, OpenImage)
+    return image.inode

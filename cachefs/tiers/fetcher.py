@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cachefs.codec.frame import decode_frame
@@ -35,6 +35,7 @@ from cachefs.tiers.jobs import (
     Answer,
     ChunkJob,
     ChunksDone,
+    ChunksLanded,
     DemoteJob,
     Done,
     Failed,
@@ -53,11 +54,15 @@ from cachefs.tiers.landing import Landing, Plain, SlotWriter
 from cachefs.tiers.profiles import share_profile
 from cachefs.tiers.ranges import Range, plan_ranges
 from cachefs.tiers.request_cost import local_cost, s3_cost
+from cachefs.units import MIB
 
 logger = logging.getLogger(__name__)
 
 _OUTAGE_S = 1.0
 """After so long a request that fails ends its job."""
+_NEWS_BYTES = MIB
+"""A reader waits for so much at most; a message for less would cost more than the wait."""
+
 _NOT_TRIED = Fetched(Outcome.UNAVAILABLE)
 
 
@@ -80,6 +85,8 @@ class Fetcher:
         self._costing = threading.Lock()
         self._store: Store | None = None
         self._writer = SlotWriter()
+        self.tell: Callable[[ChunksLanded], None] | None = None
+        """Told of chunks of jobs ahead that have landed, from the thread that does the job."""
 
     def answer(self, job: Job) -> Answer:
         """Return the answer to a job; a failure is an answer as well."""
@@ -142,7 +149,7 @@ class Fetcher:
                     wanted = job.wanted[member]
                     at = wanted.offset - planned.offset
                     self._l2.offer(wanted, data[at : at + wanted.frame_bytes])
-            self._land(job.wanted, planned, data, fetched)
+            self._land(job.wanted, planned, data, fetched, self._news(job))
         return ChunksDone(job.number, tuple(fetched), len(ranges), frame_bytes)
 
     def _read(self, planned: Range) -> memoryview:
@@ -172,14 +179,25 @@ class Fetcher:
         self._land([wanted._replace(frame_bytes=len(frame))], alone, frame, fetched)
         return fetched[0]
 
+    def _news(self, job: ChunkJob) -> _News | None:
+        """Return who tells of chunks before the job is done; only a job ahead is that long."""
+        return _News(job.number, self.tell) if job.is_ahead and self.tell else None
+
     def _land(
-        self, wanted: Sequence[Wanted], planned: Range, data: memoryview, fetched: list[Fetched]
+        self,
+        wanted: Sequence[Wanted],
+        planned: Range,
+        data: memoryview,
+        fetched: list[Fetched],
+        news: _News | None = None,
     ) -> None:
         """Bring the chunks of a range into their slots, and say in `fetched` how each went."""
 
         def written(member: int, plain: Plain, error: OSError | None) -> None:
             if error is None:
                 fetched[member] = KEPT
+                if news is not None:
+                    news.add(member, len(plain))
             else:
                 message = f"cannot write to L1: {error.strerror}"
                 fetched[member] = Fetched(Outcome.UNKEPT, bytes(plain), message)
@@ -232,6 +250,23 @@ class Fetcher:
             f"chunk {wanted.chunk_id.hex()[:16]} in pack {wanted.pack.hex()[:16]} of {self._url} "
             f"is corrupt: {why}"
         )
+
+
+class _News:
+    """Tells of the chunks of one job as they land, some at a time."""
+
+    def __init__(self, number: int, tell: Callable[[ChunksLanded], None]) -> None:
+        self._number = number
+        self._tell = tell
+        self._members: list[int] = []
+        self._bytes = 0
+
+    def add(self, member: int, size_bytes: int) -> None:
+        self._members.append(member)
+        self._bytes += size_bytes
+        if self._bytes >= _NEWS_BYTES:
+            self._tell(ChunksLanded(self._number, tuple(self._members)))
+            self._members, self._bytes = [], 0
 
 
 def _verified(wanted: Wanted, frame: memoryview) -> Plain:

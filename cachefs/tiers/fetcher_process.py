@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from cachefs.errors import CachefsError
 from cachefs.store.s3_settings import S3Settings
 from cachefs.tiers.fetcher import Fetcher
-from cachefs.tiers.jobs import LENGTH, Answer, ChunkJob, Job, L2Report, encode
+from cachefs.tiers.jobs import LENGTH, ChunkJob, Job, Message, encode
 from cachefs.tiers.l2.l2 import L2
 from cachefs.units import MIB
 
@@ -84,7 +84,7 @@ class _Line:
         self._connection = connection
         self._lock = threading.Lock()
 
-    def send(self, message: Answer | L2Report) -> None:
+    def send(self, message: Message) -> None:
         with self._lock:
             self._connection.sendall(encode(message))
 
@@ -136,6 +136,7 @@ def main() -> None:
         line = _Line(connection)
         l2 = _open_l2(l2_settings, line) if l2_settings else None
         fetcher = Fetcher(url, identity, s3, l2)
+        fetcher.tell = line.send
 
         def do(job: Job) -> None:
             line.send(fetcher.answer(job))

@@ -84,6 +84,14 @@ class ChunksDone:
 
 
 @dataclass(frozen=True, slots=True)
+class ChunksLanded:
+    """Of a ChunkJob that is not done yet: these of its chunks, by their numbers in it, are KEPT."""
+
+    number: int
+    members: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TableJob:
     """Fetch a manifest and write it as a local table to the first of `paths` that takes it."""
 
@@ -185,7 +193,11 @@ def _chunk_job(number: int, rows: tuple[tuple[Any, ...], ...], is_ahead: bool) -
     return ChunkJob(number, tuple(map(Wanted._make, rows)), is_ahead)
 
 
-def encode(message: Job | Answer | L2Report) -> bytes:
+Message = Answer | L2Report | ChunksLanded
+"""What a fetcher sends."""
+
+
+def encode(message: Job | Message) -> bytes:
     """Return a message with its length before it."""
     data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
     return LENGTH.pack(len(data)) + data

@@ -17,7 +17,7 @@ import pickle
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -28,7 +28,17 @@ from cachefs.config import L2Section
 from cachefs.errors import StoreUnavailableError
 from cachefs.metrics import Metrics
 from cachefs.store.s3_settings import S3Settings
-from cachefs.tiers.jobs import LENGTH, Answer, ChunkJob, Failed, Job, L2Report, encode
+from cachefs.tiers.jobs import (
+    LENGTH,
+    Answer,
+    ChunkJob,
+    ChunksLanded,
+    Failed,
+    Job,
+    L2Report,
+    Message,
+    encode,
+)
 from cachefs.tiers.l2.watch import L2Watch
 
 logger = logging.getLogger(__name__)
@@ -52,6 +62,7 @@ class _Ticket:
     serial: int
     job: Job = field(compare=False)
     done: Callable[[Answer], None] = field(compare=False)
+    landed: Callable[[Sequence[int]], None] | None = field(default=None, compare=False)
     deaths: int = field(default=0, compare=False)
 
     @property
@@ -116,9 +127,18 @@ class FetcherPool:
         """Return a number for a new job."""
         return next(self._serial)
 
-    def submit(self, job: Job, priority: int, done: Callable[[Answer], None]) -> None:
-        """Queue a job; `done` is called with its answer, from the event loop."""
-        self._requeue(_Ticket(priority, job.number, job, done))
+    def submit(
+        self,
+        job: Job,
+        priority: int,
+        done: Callable[[Answer], None],
+        landed: Callable[[Sequence[int]], None] | None = None,
+    ) -> None:
+        """Queue a job; `done` is called with its answer, from the event loop.
+
+        `landed` is told before that, perhaps, which chunks of a job ahead are in their slots.
+        """
+        self._requeue(_Ticket(priority, job.number, job, done, landed))
 
     def hurry(self, number: int) -> None:
         """Somebody waits for a job now that was queued ahead; one that is under way stays so."""
@@ -251,10 +271,15 @@ class FetcherPool:
                 end = LENGTH.size + LENGTH.unpack_from(buffer)[0]
                 if len(buffer) < end:
                     break
-                answer: Answer | L2Report = pickle.loads(memoryview(buffer)[LENGTH.size : end])
+                answer: Message = pickle.loads(memoryview(buffer)[LENGTH.size : end])
                 del buffer[:end]
                 if isinstance(answer, L2Report):
                     self.l2.report(running.process.pid, answer)
+                    continue
+                if isinstance(answer, ChunksLanded):
+                    landed = running.tickets[answer.number].landed
+                    if landed is not None:
+                        landed(answer.members)
                     continue
                 ticket = running.tickets.pop(answer.number)
                 running.ahead -= ticket.is_ahead

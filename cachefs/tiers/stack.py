@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import trio
@@ -31,7 +31,7 @@ from cachefs.model.chunk import ChunkRef
 from cachefs.policy.admit import ScanFilter
 from cachefs.tiers.arrivals import arrival_of
 from cachefs.tiers.flight import Flight
-from cachefs.tiers.jobs import Answer, ChunkJob, ChunksDone, Fetched, Outcome, Wanted
+from cachefs.tiers.jobs import KEPT, Answer, ChunkJob, ChunksDone, Fetched, Outcome, Wanted
 from cachefs.tiers.l1 import L1
 from cachefs.tiers.pool import AHEAD, DEMAND, FetcherPool
 from cachefs.units import KIB, MIB
@@ -47,6 +47,9 @@ MOST_JOB_BYTES = 4 * MIB
 
 _RESERVE_WAIT_S = 0.25
 """How long a fetch waits for a slot before the chunk is served without being kept."""
+
+_NO_USE = (Outcome.UNAVAILABLE, Outcome.UNKEPT)
+"""Outcomes after which fetching more ahead would be as useless."""
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
@@ -127,6 +130,7 @@ class Stack:
             return 0
         number = self._pool.next_number()
         pairs: list[tuple[Flight, int | None]] = []
+        has_landed: set[int] = set()
         for ref, slot in zip(refs, slots, strict=False):
             flight = Flight(ref, chunk_bytes, 0.0, ended_ahead=ended, job=number)
             self._flights[ref.id] = flight
@@ -134,14 +138,19 @@ class Stack:
         self._metrics.flights = len(self._flights)
         wanted = tuple(self._wanted(flight.ref, slot) for flight, slot in pairs)
 
-        def done(answer: Answer) -> None:
-            self._answered(pairs, answer)
-            is_there = isinstance(answer, ChunksDone) and all(
-                one.outcome is not Outcome.UNAVAILABLE for one in answer.fetched
-            )
-            answered(is_there)
+        def landed(members: Sequence[int]) -> None:
+            for member in members:
+                has_landed.add(member)
+                self._chunk_answered(*pairs[member], KEPT)
 
-        self._pool.submit(ChunkJob(number, wanted, is_ahead=True), AHEAD, done)
+        def done(answer: Answer) -> None:
+            self._answered(pairs, answer, has_landed)
+            answered(
+                isinstance(answer, ChunksDone)
+                and not any(one.outcome in _NO_USE for one in answer.fetched)
+            )
+
+        self._pool.submit(ChunkJob(number, wanted, is_ahead=True), AHEAD, done, landed)
         return len(pairs)
 
     async def wait(self, flights: Sequence[Flight], deadline_s: float) -> None:
@@ -228,7 +237,12 @@ class Stack:
             self._scans.is_scan(ref.pack, ref.offset, ref.frame_bytes),
         )
 
-    def _answered(self, pairs: list[tuple[Flight, int | None]], answer: Answer) -> None:
+    def _answered(
+        self,
+        pairs: list[tuple[Flight, int | None]],
+        answer: Answer,
+        has_landed: Collection[int] = (),
+    ) -> None:
         if isinstance(answer, ChunksDone):
             self._metrics.l3_requests += answer.requests
             self._metrics.l3_frame_bytes += answer.frame_bytes
@@ -236,8 +250,9 @@ class Stack:
         else:
             message = str(getattr(answer, "error", "the fetcher failed"))
             fetched = (Fetched(Outcome.UNAVAILABLE, message=message),) * len(pairs)
-        for (flight, slot), result in zip(pairs, fetched, strict=True):
-            self._chunk_answered(flight, slot, result)
+        for member, ((flight, slot), result) in enumerate(zip(pairs, fetched, strict=True)):
+            if member not in has_landed:
+                self._chunk_answered(flight, slot, result)
         self._metrics.flights = len(self._flights)
 
     def _chunk_answered(self, flight: Flight, slot: int | None, result: Fetched) -> None:

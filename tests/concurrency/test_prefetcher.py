@@ -16,7 +16,7 @@ from cachefs.policy.prefetch.seam import Wish
 from cachefs.prefetch.gather import Limits
 from cachefs.store.store import Store
 from cachefs.tiers.fetcher import Fetcher
-from cachefs.tiers.jobs import Failed, Outcome
+from cachefs.tiers.jobs import Failed, Outcome, Wanted
 from cachefs.tiers.pool import AHEAD, DEMAND
 from cachefs.units import KIB, MIB
 from tests.ahead import INODE, Ahead, records, run_of, running_ahead
@@ -131,6 +131,18 @@ async def test_a_reader_joins_what_is_under_way_and_gets_it(
         assert cache.l1.metrics.miss_chunks == 1
 
 
+async def test_wrong_bytes_that_nobody_waits_for_are_not_asked_for_again(
+    cache: Cache, pool: HandPool, table: ManifestTable
+) -> None:
+    async with running_ahead(cache, pool, table) as ahead:
+        await begun(ahead)
+        number = pool.jobs[0][0].number
+        pool.answer_all(Outcome.CORRUPT, "wrong bytes")
+        assert all(job.is_ahead and job.number != number for job in pool.chunk_jobs())
+        assert cache.l1.metrics.ahead_failed == cache.l1.metrics.l3_corrupt > 0
+        ahead.answer_all()
+
+
 async def test_a_failure_is_seen_by_nobody_is_not_tried_again_and_stops_for_a_while(
     cache: Cache, pool: HandPool, table: ManifestTable
 ) -> None:
@@ -141,7 +153,7 @@ async def test_a_failure_is_seen_by_nobody_is_not_tried_again_and_stops_for_a_wh
         metrics = cache.l1.metrics
         failed = metrics.ahead_failed
         assert failed > 0
-        assert ahead.prefetcher.pace.is_interrupted
+        assert ahead.prefetcher.jobs.pace.is_interrupted
         ahead.prefetcher.observe(records([(2 * MIB, MIB)]))
         await trio.sleep(0.1)
         assert not pool.jobs
@@ -153,7 +165,19 @@ async def test_a_failure_is_seen_by_nobody_is_not_tried_again_and_stops_for_a_wh
         await trio.sleep(0.05)
         assert len(ahead.jobs_ahead()) == 1
         ahead.answer_all()
-        assert not ahead.prefetcher.pace.is_interrupted
+        assert not ahead.prefetcher.jobs.pace.is_interrupted
+
+
+async def test_a_disk_that_takes_nothing_is_not_written_to_on_and_on(
+    cache: Cache, pool: HandPool, table: ManifestTable
+) -> None:
+    async with running_ahead(cache, pool, table) as ahead:
+        await begun(ahead)
+        pool.answer_all(Outcome.UNKEPT, "no space left")
+        assert ahead.prefetcher.jobs.pace.is_interrupted
+        await ahead.answer_until_calm()
+        assert cache.l1.metrics.ahead_failed > 0
+        assert cache.l1.metrics.read_errors == 0
 
 
 @pytest.mark.parametrize("outcome", [Outcome.UNAVAILABLE, Outcome.CORRUPT, None])
@@ -280,3 +304,44 @@ async def test_of_a_full_l1_only_a_share_is_taken(
             ahead.answer_all()
             await trio.sleep(0.005)
         assert small_cache.l1.metrics.ahead_evicted == 0
+
+
+async def test_a_reader_need_not_wait_for_the_whole_job(
+    cache: Cache, pool: HandPool, table: ManifestTable
+) -> None:
+    """And what has landed stays, whatever becomes of the rest."""
+    async with running_ahead(cache, pool, table) as ahead:
+        await begun(ahead)
+        job = max(ahead.jobs_ahead(), key=lambda job: len(job.wanted))
+        first = next(
+            n for n in range(len(DATA) // CHUNK) if table.id_at(n) == job.wanted[0].chunk_id
+        )
+        got: list[bytes] = []
+
+        async def read() -> None:
+            got.append(bytes(await ahead.reader.read(table, first * CHUNK, CHUNK)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await wait_until(lambda: cache.l1.metrics.joined_chunks == 1)
+            for wanted in job.wanted[:2]:
+                _write(wanted, _plain(table, wanted.chunk_id))
+            pool.landed[job.number]([0, 1])
+        assert got == [DATA[first * CHUNK : (first + 1) * CHUNK]]
+        assert any(waiting.number == job.number for waiting in ahead.jobs_ahead())
+        while pool.jobs:  # the rest is lost with its fetcher
+            pool.answer(Failed(pool.jobs[0][0].number, CachefsError("a fetcher ended")))
+        assert cache.l1.find(job.wanted[0].chunk_id) is not None
+        assert cache.l1.find(job.wanted[1].chunk_id) is not None
+        assert cache.l1.metrics.ahead_chunks == 2
+
+
+def _write(wanted: Wanted, plain: bytes) -> None:
+    with Path(wanted.segment).open("r+b") as segment:
+        segment.seek(wanted.position)
+        segment.write(plain)
+
+
+def _plain(table: ManifestTable, chunk_id: bytes) -> bytes:
+    index = next(n for n in range(len(DATA) // CHUNK) if table.id_at(n) == chunk_id)
+    return DATA[index * CHUNK : (index + 1) * CHUNK]

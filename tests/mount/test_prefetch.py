@@ -2,11 +2,13 @@
 
 import os
 import random
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from cachefs.store.store import Store
+from tests.l2_servers import free_port
 from tests.mount.mounts import Mount, Mounts, read_direct, wait_for
 from tests.mount.samples import KIB, MIB, noise
 from tests.stores import import_bytes, new_store
@@ -48,6 +50,17 @@ def test_a_sequential_reader_finds_most_in_l1(mount: Mount) -> None:
     assert told["arms"]["sequential"]["accuracy"] == 1.0
     assert told["images"]["image"]["pattern"] == "sequential, steady"
     assert "of them late" in mount.command("status", mount.mountpoint).stdout
+
+
+def test_arms_are_metrics_with_labels(mounts: Mounts, store: Store) -> None:
+    port = free_port()
+    mount = mounts(store.url).start(f"metrics=127.0.0.1:{port}")
+    read_direct(mount / "image", 0, 16 * MIB)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        told = answer.read().decode()
+    assert 'cachefs_prefetch_chunks_total{arm="sequential",end="used"}' in told
+    assert 'cachefs_prefetch_accuracy{arm="sequential"}' in told
+    assert "cachefs_ahead_chunks_total" in told
 
 
 def test_a_random_reader_fetches_no_more_than_its_chunks(mount: Mount) -> None:

@@ -20,6 +20,9 @@ wants."""
 _PATIENCE_S = 30.0
 """A piece that no place was found for within so long after it was due is given up."""
 
+_MOST_OF_A_STREAM = 64
+"""Pieces: a stride that nothing could be fetched for has left the first of them behind."""
+
 _Key = tuple[str, int]
 
 
@@ -77,7 +80,10 @@ class Plan:
         heap = self._heaps.setdefault(arm, [])
         heapq.heappush(heap, piece)
         if wish.stream:
-            self._streams.setdefault(key, []).append(piece)
+            mine = self._streams.setdefault(key, [])
+            mine.append(piece)
+            if len(mine) > _MOST_OF_A_STREAM:
+                self._end(mine[0])
         if len(heap) > MOST_PIECES:
             self._shed(heap)
 
@@ -103,6 +109,8 @@ class Plan:
 
     def read(self, first: int, count: int) -> None:
         """Chunks were read: a stream that was not run ahead of in time must not be run after."""
+        if not self._streams:
+            return
         end = first + count
         for pieces in list(self._streams.values()):
             for piece in list(pieces):

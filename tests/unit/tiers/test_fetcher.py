@@ -20,6 +20,7 @@ from cachefs.errors import (
 )
 from cachefs.index.manifest_table import ManifestTable, PageCache
 from cachefs.store.store import Store, create_store
+from cachefs.tiers import fetcher as module
 from cachefs.tiers.fetcher import Fetcher
 from cachefs.tiers.fetcher_process import Inbox
 from cachefs.tiers.jobs import (
@@ -27,6 +28,7 @@ from cachefs.tiers.jobs import (
     Answer,
     ChunkJob,
     ChunksDone,
+    ChunksLanded,
     Done,
     Failed,
     Listing,
@@ -371,3 +373,27 @@ def test_of_the_jobs_that_wait_those_that_somebody_needs_are_handed_out_first() 
         ours.close()
         assert [job.number for job in found if job] == [8, 6, 9, 5, 7]
         assert inbox.next() is None
+
+
+def test_of_a_job_ahead_it_is_told_what_has_landed_before_all_has(
+    store: Store, fetcher: Fetcher, tmp_path: Path, segment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_NEWS_BYTES", 2 * CHUNK)
+    told: list[ChunksLanded] = []
+    landed: list[bytes] = []
+
+    def tell(news: ChunksLanded) -> None:
+        told.append(news)
+        landed.extend(slot(segment, member) for member in news.members)
+
+    fetcher.tell = tell
+    wanted = wanted_of(store, tmp_path, str(segment))
+    fetcher.answer(ChunkJob(1, tuple(wanted)))
+    assert not told
+    answer = fetcher.answer(ChunkJob(2, tuple(wanted), is_ahead=True))
+    assert isinstance(answer, ChunksDone)
+    assert outcomes(answer) == [Outcome.KEPT] * CHUNKS
+    members = [member for news in told for member in news.members]
+    assert len(told) >= 2
+    assert len(set(members)) == len(members)
+    assert landed == [plain(member) for member in members]
