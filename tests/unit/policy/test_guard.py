@@ -175,3 +175,41 @@ def test_slots_come_in_turn() -> None:
         every = np.arange(slots)
         assert set(every[turn.was_drawn(every)].tolist()) == set(last.tolist())
     assert np.abs(np.diff(np.sort(turn.draw(512, 10_007)))).max() < 100  # spread
+
+
+def sliding(accesses: int = 60_000) -> Accesses:
+    """Each chunk is wanted for a while and never again: what 2Q found worth keeping is stale."""
+    rng = np.random.default_rng(0)
+    base = np.arange(accesses) * 6_000 // accesses
+    back = np.minimum(rng.geometric(1 / 400, accesses), 3_000)
+    return numbered("sliding", base + back, 65_536)
+
+
+@pytest.mark.parametrize("name", ["2q", "s3fifo"])
+def test_who_takes_over_l1_does_what_its_shadow_did(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accesses = sliding() if name == "2q" else mixed(1)
+    slots = 1_500 if name == "2q" else 300
+    alone = replay(accesses, slots, make_policy(name, Ticks())).misses
+    policy = Learned(Ticks())
+
+    def decide(guard: Guard, held: object) -> str:
+        if guard.ruler != name and guard._seen > len(accesses) / 5:
+            guard.begin(name, none_held)
+        return guard.ruler
+
+    monkeypatch.setattr(Guard, "decide", decide)
+    assert replay(accesses, slots, policy).misses < alone * 1.1
+    assert policy.guard.ruler == name
+
+
+def test_a_ruler_whose_l1_is_not_what_its_shadow_is_goes() -> None:
+    guard = Guard(64, Learned(Ticks()).memory, 0)
+    guard.begin("2q", none_held)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        take(guard, rng.integers(1, 71, 100).tolist(), hits=False)  # all shadows are equal
+        guard.decide(none_held)
+    assert guard.ruler != "2q"
+    assert guard._barred["2q"] > 0

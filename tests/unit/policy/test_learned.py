@@ -168,7 +168,7 @@ def test_no_sample_is_labelled_twice_or_for_another(steps: list[tuple[str, int]]
         samples.grow(8)
         for verb, slot in steps:
             now += 1
-            if verb == "a" and samples.is_free(np.array([slot])).all():
+            if verb == "a" and key_in[slot] and samples.is_free(np.array([slot])).all():
                 row = np.full((1, len(FEATURES)), key_in[slot], np.float32)
                 before = samples._next
                 samples.add(np.array([slot]), row, np.full(1, np.nan, np.float32), now)

@@ -31,6 +31,9 @@ from cachefs.policy.evict.twoq import TwoQ
 EXPERTS: dict[str, Callable[[Ticks], Lru]] = {"lru": Lru, "2q": TwoQ, "s3fifo": S3Fifo}
 FIRST = "lru"
 MODEL = "model"
+_LAG = "lag"
+_COMPARED = (*EXPERTS, MODEL, _LAG)
+"""Each is compared with the shadow of the ruler; the lag is that of L1 behind the shadow of LRU."""
 
 _ALL_SLOTS = 2048
 """Up to so many slots everything is in the sample."""
@@ -46,6 +49,12 @@ _LEAST_LEAD = 0.01
 """And by that part of all uses."""
 _MOST_LOSS = 0.004
 """The part of all uses that L1 may miss more than LRU, over all its time, before the model goes."""
+_LEAST_BLOCKS_OF_L1 = 16
+"""L1 is another after so many, whoever ruled before."""
+_MOST_LAG = 0.02
+"""The part of all uses by which L1 may miss more than LRU, lately, whatever the shadows say."""
+_BARRED_BLOCKS = 256
+"""For whom L1 did not do what its shadow did; twice as long each time."""
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 Hits = npt.NDArray[np.bool_]
@@ -61,6 +70,8 @@ class Guard:
         self.changes = 0
         self._deposed = 0
         """How often the model was."""
+        self._barred = dict.fromkeys(_COMPARED, 0)
+        self._bar = _BARRED_BLOCKS
         self._saved = 0.0
         """Sampled uses that the rulers had and LRU had not, since the start."""
         self._seen = 0.0
@@ -70,7 +81,7 @@ class Guard:
         self._of_model: ModelShadow | None = self._new_shadow()
         self._shadows = {name: make(self.shadow_slots) for name, make in SHADOWS.items()}
         self._uses = 0
-        self._block = dict.fromkeys((*SHADOWS, MODEL), 0)
+        self._block = dict.fromkeys(_COMPARED, 0)
         self._forget()
 
     @property
@@ -121,7 +132,9 @@ class Guard:
         ours = found[self.ruler] & counts
         for name, theirs in found.items():
             self._block[name] += int((theirs & counts).sum()) - int(ours.sum())
-        self._saved += int(ours.sum()) - int((found[FIRST] & counts).sum())
+        of_lru = int((found[FIRST] & counts).sum())
+        self._saved += int(ours.sum()) - of_lru
+        self._block[_LAG] += of_lru - int((hits & counts).sum())
         self._seen += len(rows)
         self._uses += len(rows)
         if self._uses >= _BLOCK:
@@ -132,6 +145,7 @@ class Guard:
         has_model = self._model is not None
         keep = 1 - 1 / _MEMORY_BLOCKS
         for name, lead in self._block.items():
+            self._barred[name] -= 1
             if name != MODEL or has_model:
                 self._lead[name] = self._lead[name] * keep + lead
                 self._spread[name] = self._spread[name] * keep + lead * lead
@@ -142,20 +156,32 @@ class Guard:
         """Return who is to rule now."""
         best, most = self.ruler, 0.0
         has_lost = self.ruler == MODEL and self._saved < -_MOST_LOSS * self._seen
-        for name, lead in self._lead.items():
-            is_known = self._blocks[name] >= _LEAST_BLOCKS
+        for name in (*EXPERTS, MODEL):
+            lead = self._lead[name]
+            is_known = self._blocks[name] >= _LEAST_BLOCKS and self._barred[name] <= 0
             if is_known and lead > most and (has_lost or self._is_ahead(name)):
                 best, most = name, lead
+        if self._lags():
+            self._barred[self.ruler] = self._bar
+            self._bar *= 2
+            best = FIRST
         if best != self.ruler:
             self.changes += 1
             self._deposed += self.ruler == MODEL
             self.begin(best, held)
         return self.ruler
 
+    def _lags(self) -> bool:
+        """Whether L1 is worse than LRU's shadow, by more than the sample explains."""
+        if self.ruler == FIRST or self._blocks[_LAG] < _LEAST_BLOCKS_OF_L1:
+            return False
+        least = _MOST_LAG * self._blocks[_LAG] * _BLOCK
+        return bool(self._lead[_LAG] > max(_CAUTION * self._spread[_LAG] ** 0.5, least))
+
     def _is_ahead(self, name: str) -> bool:
         lead, deviation = self._lead[name], self._spread[name] ** 0.5
         if name == MODEL:
-            return bool(lead > min(self._deposed, _CAUTION) * deviation)
+            return bool(lead > min(1 + self._deposed, _CAUTION) * deviation)
         least = _LEAST_LEAD * self._blocks[name] * _BLOCK
         return bool(lead > max(_CAUTION * deviation, least))
 
@@ -170,12 +196,16 @@ class Guard:
             rows = held()
             self._of_model.begin(rows[rows["key"] != 0])
 
+    def main_share(self, ruler: str) -> float:
+        """Return what part of L1 a policy of the literature would have past its probation."""
+        return self._shadows[ruler].main_share
+
     def regret(self) -> dict[str, float]:
         """Return how many more hits each would have had than the ruler, as a share of all uses."""
         return {
             name: round(lead / max(self._blocks[name] * _BLOCK, 1.0), 4)
             for name, lead in self._lead.items()
-            if name != self.ruler
+            if name not in (self.ruler, _LAG)
         }
 
     def _new_shadow(self) -> ModelShadow:
@@ -185,7 +215,7 @@ class Guard:
 
     def _forget(self) -> None:
         """What was compared with the last ruler says nothing of the next."""
-        self._lead = dict.fromkeys((*SHADOWS, MODEL), 0.0)
+        self._lead = dict.fromkeys(_COMPARED, 0.0)
         self._spread = dict.fromkeys(self._lead, 0.0)
         self._blocks = dict.fromkeys(self._lead, 0.0)
         self._block = dict.fromkeys(self._lead, 0)

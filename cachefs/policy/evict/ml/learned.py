@@ -180,10 +180,9 @@ class Learned(Ranker):
             self._expert = None
         if ruler not in (MODEL, FIRST):
             expert = EXPERTS[ruler](self._ticks)
-            stamps = self.snapshot()
-            expert.grow(len(stamps))
-            expert.insert_many(np.flatnonzero(stamps))
-            expert.restore(stamps)
+            self._digest()
+            share = self.guard.main_share(ruler)
+            expert.inherit(self.snapshot(), self.memory.slots["key"], share)
             self._expert = expert
 
     def _leave(self, slot: int) -> None:

@@ -138,4 +138,4 @@ class Memory:
 def signed_log2(count: Times) -> npt.NDArray[np.float32]:
     """Return the logarithms of the amounts, with their signs."""
     amount = np.log2(np.abs(count) + 1, dtype=np.float32)
-    return np.where(count < 0, -amount, amount)
+    return np.asarray(np.where(count < 0, -amount, amount), np.float32)

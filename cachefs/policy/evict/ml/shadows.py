@@ -22,6 +22,11 @@ class Shadow(Protocol):
         """Use chunks in this order; returns which were there. Each is afterwards."""
         ...
 
+    @property
+    def main_share(self) -> float:
+        """Of what it holds, the part that is past its probation."""
+        ...
+
 
 class LruShadow:
     """See lru.py."""
@@ -47,6 +52,11 @@ class LruShadow:
             held[key] = None
             found.append(False)
         return found
+
+    @property
+    def main_share(self) -> float:
+        """See Shadow."""
+        return 1.0
 
 
 class TwoQShadow:
@@ -75,6 +85,11 @@ class TwoQShadow:
                 self._miss(key)
                 found.append(False)
         return found
+
+    @property
+    def main_share(self) -> float:
+        """See Shadow."""
+        return len(self._main) / max(1, len(self._main) + len(self._new))
 
     def _miss(self, key: int) -> None:
         new, main, ghosts = self._new, self._main, self._ghosts
@@ -121,6 +136,11 @@ class S3FifoShadow:
                 queue[key] = uses + 1
             found.append(True)
         return found
+
+    @property
+    def main_share(self) -> float:
+        """See Shadow."""
+        return len(self._main) / max(1, len(self._main) + len(self._small))
 
     def _miss(self, key: int) -> None:
         ghosts = self._ghosts
