@@ -24,6 +24,7 @@ from pydantic import (
 
 from cachefs.errors import ConfigError, UsageError
 from cachefs.model.address import parse_l2_address
+from cachefs.model.image import OnOutage
 from cachefs.units import GIB, KIB, MIB, TIB, parse_size
 
 DEFAULT_CONFIG_PATH = Path("/etc/cachefs/cachefs.toml")
@@ -137,6 +138,9 @@ class FetchSection(_Section):
     """Fetcher processes; 0: half of the machine's cores, at least one."""
     read_deadline_s: float = Field(default=30.0, ge=0.1, le=3600)
     """How long a read waits for its chunks before it fails with EIO."""
+    on_outage: OnOutage = "fail"
+    """What a read does that needs the store while that is away: `fail` with EIO at its deadline, or
+    `hold`: wait until the store is back. The label `on_outage` of an image goes before this."""
     job_timeout_s: float = Field(default=60.0, ge=0.5, le=7200)
     """A fetcher that is silent for so long is ended and its work given to another."""
 
@@ -273,6 +277,7 @@ MOUNT_OPTIONS: dict[str, tuple[str, str]] = {
     "fetchers": ("fetch", "fetchers"),
     "read_deadline": ("fetch", "read_deadline_s"),
     "job_timeout": ("fetch", "job_timeout_s"),
+    "on_outage": ("fetch", "on_outage"),
     "refresh": ("store", "refresh_s"),
     "s3_endpoint": ("s3", "endpoint"),
     "s3_region": ("s3", "region"),

@@ -29,6 +29,7 @@ class Metrics:
     read_bytes: int = _counter("Bytes of those reads")
     read_errors: int = _counter("Reads that ended with an error")
     read_deadlines: int = _counter("Reads that reached their deadline")
+    held_reads: int = _counter("Times that a read was to wait on for the store to come back")
     l1_hit_chunks: int = _counter("Chunks read that were in L1")
     zero_chunks: int = _counter("Chunks read that are all zeros")
     miss_chunks: int = _counter("Chunks read that were not in L1")

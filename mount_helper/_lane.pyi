@@ -1,5 +1,6 @@
 from typing import TypedDict, final
 
+HOLD_ERROR: int
 EVENT_INIT_ANSWERED: int
 EVENT_DAEMON_LOST: int
 EVENT_UNMOUNTED: int
@@ -55,11 +56,13 @@ class LaneStatistics(TypedDict):
     kernel_gave_up: int
     write_errors: int
     interrupts: int
+    given_back: int
     answered_killed: int
     answered_outage: int
     answered_late: int
     disk_late: int
     throttled: int
+    held: int
     kept: int
     kept_bytes: int
     attached: int
@@ -118,6 +121,7 @@ class Board:
         table_bytes: int,
         /,
     ) -> None: ...
+    def hold_image(self, number: int, holds: int, /) -> None: ...
     def unset_image(self, number: int, /) -> None: ...
     def images(self) -> list[tuple[int, int, int, int, int, int]]: ...
     def generation(self, number: int, /) -> int: ...

@@ -119,6 +119,7 @@ class Daemon:
             self.replies,
             self.board,
             self.hints.opened,
+            self.config.fetch.on_outage,
         )
 
     def commands(self) -> dict[str, Any]:

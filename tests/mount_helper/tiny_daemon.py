@@ -20,6 +20,7 @@ import trio
 
 from cachefs.fuse.replies import ANSWERED, OFFSET_BITS, Replies, take_apart
 from cachefs.tiers.board import Board
+from mount_helper._lane import HOLD_ERROR
 
 FILES = {2: (b"data", 8 << 20), 3: (b"small", 100)}
 PATTERN_BYTES = 1 << 20
@@ -50,6 +51,7 @@ class Tiny(pyfuse3.Operations):
         self.replies = Replies()
         self.mode = mode
         self.value = value
+        self.started_s = time.monotonic()
 
     async def getattr(
         self, inode: int, ctx: pyfuse3.RequestContext | None = None
@@ -106,7 +108,9 @@ class Tiny(pyfuse3.Operations):
             await trio.sleep(self.value)
         if self.mode == "dies-at-reads":
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.mode == "hang":
+        if self.mode == "holds" and time.monotonic() < self.started_s + self.value:
+            raise pyfuse3.FUSEError(HOLD_ERROR)
+        if self.mode in {"hang", "direct-hang-held"}:
             await trio.sleep_forever()
         if self.mode == "dies-after":
             self.value -= 1
@@ -164,13 +168,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 7
     if options.mode == "never-ready":
         time.sleep(3600)
-    if options.mode == "dies-at-restart" and options.start == "restart":
+    if options.mode in {"dies-at-restart", "direct-hang-held"} and options.start == "restart":
         return 9
     board = None
     if options.mode.startswith("direct"):
         board = Board(options.board_fd, lambda *_: None, serves_hits=False)
         for inode, (_, size) in FILES.items():
-            board.place(inode, size, 4096)
+            board.place(inode, size, 4096, holds=options.mode.endswith("-held"))
     operations = Tiny(options.mode, options.value, board)
     pyfuse3.init(operations, f"/dev/fd/{options.fuse_fd}", set())
     if options.mode == "dies-before-init" and options.start == "fresh":
