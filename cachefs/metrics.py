@@ -51,6 +51,7 @@ class Metrics:
     l3_plain_bytes: int = _counter("Their bytes, decompressed")
     l3_frame_bytes: int = _counter("Bytes fetched from the store, gaps between frames included")
     l3_requests: int = _counter("Requests to the store for frames")
+    l3_bypassed: int = _counter("Requests to the store not made: it had failed before")
     l3_retries: int = _counter("Chunks asked for again after an outage")
     l3_corrupt: int = _counter("Frames from the store that were not what their id says")
     l1_corrupt: int = _counter("Chunks in L1 that were not what their id says; dropped")

@@ -74,7 +74,7 @@ def holding(what: str, *, holds: bool) -> Iterator[None]:
         is_outage = isinstance(error, trio.TooSlowError) or error.transient
         if not holds or not is_outage:
             raise
-        _log(f"{what} waits for the store: {error or 'it did not answer in time'}")
+        _log(f"{what} waits for the store: {str(error) or 'it did not answer in time'}")
         raise pyfuse3.FUSEError(HOLD_ERROR) from error
 
 

@@ -17,7 +17,6 @@ from cachefs.errors import CachefsError, CorruptError, TableDamagedError
 from cachefs.fuse.boundary import handler, holding
 from cachefs.fuse.replies import OFFSET_BITS, Replies, take_apart
 from cachefs.index.manifest_table import ManifestTable
-from cachefs.model.image import OnOutage
 from cachefs.reader import Reader
 from cachefs.tiers.board import Board
 from cachefs.vfs import FileNode, FolderNode, Node, Vfs
@@ -38,8 +37,7 @@ class Operations(pyfuse3.Operations):
     """One mount.
 
     `names_valid_s` is how long the kernel may keep a name without asking; `opened` is told of
-    images that were opened. Without a board no image has a place there. `on_outage` is for images
-    that have no label of their own.
+    images that were opened. Without a board no image has a place there.
     """
 
     supports_dot_lookup = True
@@ -56,7 +54,6 @@ class Operations(pyfuse3.Operations):
         replies: Replies,
         board: Board | None = None,
         opened: Callable[[int, ManifestTable], None] = lambda *_: None,
-        on_outage: OnOutage = "fail",
     ) -> None:
         super().__init__()
         self._vfs = vfs
@@ -68,7 +65,6 @@ class Operations(pyfuse3.Operations):
         self._replies = replies
         self._board = board
         self._opened = opened
-        self._on_outage = on_outage
         self._tables: dict[int, ManifestTable] = {}
         """By file handle: what `open` found, so that a read needs no look-up."""
 
@@ -124,7 +120,7 @@ class Operations(pyfuse3.Operations):
         """Open an image; the kernel may keep its pages for ever, since a version never changes."""
         if flags & os.O_TRUNC:
             raise pyfuse3.FUSEError(errno.EROFS)
-        with holding(f"open of inode {inode}", holds=self._holds(inode)):
+        with holding(f"open of inode {inode}", holds=self._vfs.holds(inode)):
             self._opened(inode, await self._table(inode))
         # Writes through a shared map would lie in the page cache for every reader to see: the
         # kernel refuses such maps of a file that was opened so, and allows private ones.
@@ -149,7 +145,7 @@ class Operations(pyfuse3.Operations):
     @handler
     async def _read(self, fh: int, off: int, size: int, unique: int, device: int) -> memoryview:
         name = getattr(self._vfs.node(fh), "name", fh)
-        with holding(f"image '{name}'", holds=self._holds(fh)):
+        with holding(f"image '{name}'", holds=self._vfs.holds(fh)):
             try:
                 return await self._read_long(fh, off, size, unique, device)
             except CachefsError as error:
@@ -159,7 +155,7 @@ class Operations(pyfuse3.Operations):
         self, fh: int, off: int, size: int, unique: int, device: int
     ) -> memoryview:
         table = self._tables.get(fh) or await self._table(fh)
-        holds = self._holds(fh)
+        holds = self._vfs.holds(fh)
         try:
             data = await self._reader.read(table, off, size, fh, holds=holds)
         except TableDamagedError:
@@ -256,10 +252,6 @@ class Operations(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.EISDIR)
         return node
 
-    def _holds(self, inode: int) -> bool:
-        node = self._vfs.node(inode)
-        return isinstance(node, FileNode) and node.version.holds(self._on_outage)
-
     def _inode_of(self, code: int) -> int:
         inode = self._board.inode_of(code) if self._board else None
         if inode is None:
@@ -268,7 +260,7 @@ class Operations(pyfuse3.Operations):
 
     def _place(self, inode: int, table: ManifestTable) -> None:
         if self._board:
-            holds = self._holds(inode)
+            holds = self._vfs.holds(inode)
             self._board.place(inode, table.size_bytes, table.chunk_bytes, holds=holds)
 
     async def _table(self, inode: int) -> ManifestTable:

@@ -1,5 +1,6 @@
 """Requests that a daemon gives back, and images whose readers wait: no deadline ends them."""
 
+import signal
 import time
 from collections.abc import Iterator
 
@@ -62,7 +63,7 @@ def test_an_image_that_holds_needs_no_daemon_to_say_so(
     tiny_mount.started("direct-hang-held", *DEADLINES)
     reader = begin(tiny_mount, reading)
     wait_for(lambda: tiny_mount.lane("resent") >= 3, "further tries")
-    tiny_mount.signal_daemon(9)
+    tiny_mount.signal_daemon(signal.SIGKILL)
     time.sleep(2 * LIMIT_S)
     assert reader.is_under_way()
     assert tiny_mount.lane("answered_late") == tiny_mount.lane("answered_outage") == 0

@@ -104,20 +104,7 @@ class Tiny(pyfuse3.Operations):
         if off >> OFFSET_BITS and self.board:
             code, off, size, unique, device = take_apart(fh, off, size)
             fh = self.board.inode_of(code) or 0
-        if self.mode == "slow":
-            await trio.sleep(self.value)
-        if self.mode == "dies-at-reads":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.mode == "holds" and time.monotonic() < self.started_s + self.value:
-            raise pyfuse3.FUSEError(HOLD_ERROR)
-        if self.mode in {"hang", "direct-hang-held"}:
-            await trio.sleep_forever()
-        if self.mode == "dies-after":
-            self.value -= 1
-            if self.value <= 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-        if self.mode == "direct-late":
-            await trio.sleep(self.value)
+        await self._misbehave()
         data = expected(fh, off, size)
         if not self.board:
             return data
@@ -129,6 +116,20 @@ class Tiny(pyfuse3.Operations):
             if self.value == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
         return self.replies.reply(data, unique, device)
+
+    async def _misbehave(self) -> None:
+        if self.mode in {"slow", "direct-late"}:
+            await trio.sleep(self.value)
+        if self.mode == "dies-at-reads":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.mode == "holds" and time.monotonic() < self.started_s + self.value:
+            raise pyfuse3.FUSEError(HOLD_ERROR)
+        if self.mode in {"hang", "direct-hang-held"}:
+            await trio.sleep_forever()
+        if self.mode == "dies-after":
+            self.value -= 1
+            if self.value <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 async def serve(control: socket.socket, operations: Tiny) -> None:
