@@ -30,10 +30,12 @@ def begin(mount: TinyMount, made: list[Reading]) -> Reading:
     return made[-1]
 
 
+@pytest.mark.parametrize("mode", ["holds", "reads-holds"])
 def test_what_is_given_back_is_asked_again_until_it_is_answered(
-    tiny_mount: TinyMount, reading: list[Reading]
+    tiny_mount: TinyMount, reading: list[Reading], mode: str
 ) -> None:
-    tiny_mount.started("holds", *DEADLINES, value=3 * LIMIT_S)
+    """Over the socket of libfuse, and over that of reads."""
+    tiny_mount.started(mode, *DEADLINES, value=3 * LIMIT_S)
     begun_s = time.monotonic()
     assert begin(tiny_mount, reading).digest() == WANTED
     assert time.monotonic() - begun_s > 1.5 * LIMIT_S
@@ -60,7 +62,7 @@ def test_an_image_that_holds_needs_no_daemon_to_say_so(
     tiny_mount: TinyMount, reading: list[Reading]
 ) -> None:
     """Its daemon neither answers nor, once it is dead, comes up again."""
-    tiny_mount.started("direct-hang-held", *DEADLINES)
+    tiny_mount.started("hang-held", *DEADLINES)
     reader = begin(tiny_mount, reading)
     wait_for(lambda: tiny_mount.lane("resent") >= 3, "further tries")
     tiny_mount.signal_daemon(signal.SIGKILL)
