@@ -60,6 +60,7 @@ struct kept *kept_add(struct kept_table *table, const struct fuse_in_header *req
     kept->opcode = request->opcode;
     kept->pid = request->pid;
     kept->device = device;
+    kept->process = 0;
     kept->came_ns = kept->since_ns = kept->checked_ns = now_ns();
     kept->daemon_serial = 0;
     kept->state = state;

@@ -77,6 +77,7 @@
 #define BATCH 64             /* replies of a daemon carried before the others are looked at */
 #define BUSY_NS 10000000ULL
 #define NAP_NS 100000
+#define PF_EXITING 0x4       /* of the kernel: a thread that ends */
 #define GIVEN_BACK_BIT 1ULL  /* set in the unique of a read that is not answered */
 #define INTERRUPT_BIT 1ULL   /* set in the unique of an INTERRUPT; all other uniques are even */
 
@@ -299,11 +300,36 @@ static bool read_proc(uint32_t pid, const char *name, char *text, size_t size) {
     return length > 0;
 }
 
-/* Is SIGKILL pending for this thread? (Any deadly signal becomes SIGKILL for every thread of the process.) */
-static bool is_killed(uint32_t pid) {
+/* Flags and state of a thread; false if it is gone. */
+static bool state_of(uint32_t pid, char *state, unsigned *flags) {
+    char text[1024];
+    const char *after_name = read_proc(pid, "stat", text, sizeof text) ? strrchr(text, ')') : NULL;
+    return after_name && sscanf(after_name + 1, " %c %*d %*d %*d %*d %*d %u", state, flags) == 2;
+}
+
+/* Does this process end, or is it gone? Its first thread is what tells. */
+static bool is_ending(uint32_t process) {
+    char state;
+    unsigned flags;
+    return !state_of(process, &state, &flags) || flags & PF_EXITING;
+}
+
+/*
+ * Is SIGKILL pending for the thread that asked? (Any deadly signal becomes SIGKILL for every thread of the process.) With
+ * asynchronous requests that thread may have ended long before the last one, which waits for them in its exit.
+ */
+static bool is_killed(struct kept *kept) {
     char text[4096];
-    if (!pid || !read_proc(pid, "status", text, sizeof text))
+    if (!kept->pid)
         return false;
+    const char *process = read_proc(kept->pid, "status", text, sizeof text) ? strstr(text, "\nTgid:") : NULL;
+    uint32_t number = process ? (uint32_t)strtoul(process + 6, NULL, 10) : 0;
+    if (!kept->process)
+        kept->process = number;
+    if (!kept->process) /* the thread ended before the first look: most likely with all the others */
+        return kept->is_held;
+    if (kept->process != number)
+        return is_ending(kept->process);
     const char *own = strstr(text, "\nSigPnd:"), *shared = strstr(text, "\nShdPnd:");
     unsigned long long pending = own ? strtoull(own + 8, NULL, 16) : 0;
     pending |= shared ? strtoull(shared + 8, NULL, 16) : 0;
@@ -312,14 +338,9 @@ static bool is_killed(uint32_t pid) {
 
 /* Does this thread wait, uninterruptibly, in the middle of its exit? So does a killed user of libaio. */
 static bool is_exiting(uint32_t pid) {
-    char text[1024], state = 0;
-    unsigned flags = 0;
-    if (!pid || !read_proc(pid, "stat", text, sizeof text))
-        return false;
-    const char *after_name = strrchr(text, ')');
-    if (!after_name || sscanf(after_name + 1, " %c %*d %*d %*d %*d %*d %u", &state, &flags) != 2)
-        return false;
-    return state == 'D' && flags & 0x4; /* PF_EXITING */
+    char state;
+    unsigned flags;
+    return pid && state_of(pid, &state, &flags) && state == 'D' && flags & PF_EXITING;
 }
 
 /*
@@ -338,7 +359,7 @@ static void interrupt(struct lane *lane, const struct fuse_in_header *request, u
     if (!kept)
         return answer_error(lane, device, request->unique, EAGAIN);
     kept->interrupted = true; /* the kernel tells it once: later looks find out whether a SIGKILL follows */
-    if (is_killed(kept->pid)) {
+    if (is_killed(kept)) {
         COUNT(lane, answered_killed);
         answer_kept(lane, argument->unique, EINTR);
     } else if (kept->state == KEPT_SENT && !is_read(kept)) { /* libfuse knows nothing of reads */
@@ -659,7 +680,7 @@ static void answer_killed(struct lane *lane, enum kept_state state, uint64_t now
             continue;
         --*checks;
         kept->checked_ns = now;
-        if (is_killed(kept->pid) || is_exiting(kept->pid)) {
+        if (is_killed(kept) || is_exiting(kept->pid)) {
             COUNT(lane, answered_killed);
             answer_kept(lane, kept->unique, EINTR);
         }

@@ -76,7 +76,8 @@ struct kept {
     uint64_t checked_ns;    /* when it came, or its reader was last looked up */
     uint64_t daemon_serial; /* of the daemon that has it */
     enum kept_state state;
-    uint32_t length, opcode, pid, device;
+    uint32_t length, opcode, pid, device; /* pid: of the thread */
+    uint32_t process; /* that the thread belongs to; 0: not looked up yet */
     bool interrupted;
     bool sent_before; /* some daemon has had it */
     bool sent_again;  /* its daemon did not answer within the deadline */

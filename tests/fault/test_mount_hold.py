@@ -237,20 +237,22 @@ def test_a_deep_queue_of_held_reads_leaves_room_for_others(
     assert mount.metrics()["l3_chunks"] <= (32 * MIB + len(WARM)) // CHUNK_BYTES
 
 
-def test_a_killed_user_of_libaio_is_gone(mounts: Mounts, store: Store, tmp_path: Path) -> None:
-    """It waits for its requests in the middle of its exit."""
+@pytest.mark.parametrize("numjobs", [1, 4])
+def test_a_killed_user_of_libaio_is_gone(mounts: Mounts, store: Store, numjobs: int) -> None:
+    """Its last thread waits for the requests of all of them in the middle of its exit."""
     mount = mounts(store.url).start(f"read_deadline={DEADLINE_S},on_outage=hold")
     read_direct(mount / "held", 0, CHUNK_BYTES)
     outage = Outage(store_path(store))
     outage.begin()
-    load = Fio(mount / "held", "libaio", 32, "--verify=0", "--thread")
+    load = Fio(mount / "held", "libaio", 32, "--verify=0", "--thread", f"--numjobs={numjobs}")
     try:
         wait_until_held(mount, 16)
         os.kill(load.process.pid, signal.SIGKILL)
+        wait_for(lambda: not exists(load.process.pid), "the end of a killed process", 10)
         wait_for(lambda: held(mount) == 0, "no read that is held", 10)
     finally:
-        load.end()
         outage.end()
+        load.end()
 
 
 def test_a_label_that_cannot_be_is_refused(tmp_path: Path) -> None:
