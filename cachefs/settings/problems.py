@@ -42,13 +42,8 @@ def allowed(field: FieldInfo) -> str:
     bounds = {type(limit): limit for limit in field.metadata}
     least, most = bounds.get(annotated_types.Ge), bounds.get(annotated_types.Le)
     if isinstance(least, annotated_types.Ge) and isinstance(most, annotated_types.Le):
-        kind = (
-            "a size"
-            if is_size(field)
-            else "a whole number"
-            if field.annotation is int
-            else "a number"
-        )
+        number = "a whole number" if field.annotation is int else "a number"
+        kind = "a size" if is_size(field) else number
         show = size_text if is_size(field) else str
         return f"{kind}, {show(least.ge)} to {show(most.le)}"
     return "true or false" if field.annotation is bool else ""
