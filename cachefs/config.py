@@ -379,7 +379,7 @@ def load_explained(
         layers.insert(0, Layer(f"preset {preset}", dict(PRESETS[cast("PresetName", preset)])))
     merged = merge(layers)
     origin = str(path or (DEFAULT_CONFIG_PATH if DEFAULT_CONFIG_PATH.exists() else COMMAND_LINE))
-    config = _validated(merged.values, origin)
+    config = validated(merged.values, origin)
     found: dict[tuple[str, ...], str] = {}
     found[PRESET_KEY,] = merged.origins.get((PRESET_KEY,), _DEFAULT)
     for section in Config.model_fields:
@@ -430,7 +430,12 @@ def _from_environment() -> dict[str, object]:
     }
 
 
-def _validated(values: dict[str, Any], origin: str) -> Config:
+def validated(values: dict[str, Any], origin: str) -> Config:
+    """Return the configuration that values are; `origin` names them in a message.
+
+    Raises:
+        ConfigError: a key or value is wrong; the message names all of them.
+    """
     try:
         return Config.model_validate(values)
     except ValidationError as error:

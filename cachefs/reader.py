@@ -147,6 +147,21 @@ class Reader:
         finally:
             self._metrics.waiting_reads -= 1
 
+    async def read_chunks(self, refs: list[ChunkRef], chunk_bytes: int) -> bytes:
+        """Return whole chunks, one after the other, from wherever they are.
+
+        Raises:
+            CachefsError: as `read`.
+        """
+        deadline_s = trio.current_time() + self._deadline_s
+        pieces = [_Piece(index, 0, ref.plain_bytes) for index, ref in enumerate(refs)]
+        missing = [ref for ref in refs if self._l1.find(ref.id) is None]
+        self._metrics.miss_chunks += len(missing)
+        with self._stack.flights(missing, chunk_bytes, deadline_s) as flights:
+            await self._stack.wait(flights, deadline_s)
+            landed = {flight.ref.id: flight for flight in flights}
+            return await self._read_pieces(refs, pieces, landed, chunk_bytes, deadline_s)
+
     def _fill_by_hint(self, table: ManifestTable, offset: int, buffer: memoryview) -> bool:
         """Fill a buffer from the one chunk that it lies in, if that chunk's place is known."""
         index, start = divmod(offset, table.chunk_bytes)

@@ -60,6 +60,8 @@ _BREAKER_FAILURES, _BREAKER_PAUSE_S, _BREAKER_LONGEST_PAUSE_S = 3, 0.1, 1.0
 """Shorter than the pauses of the stack, which asks again anyway: so most of its tries find a probe
 due, and the end of an outage is seen with the next one."""
 _NOT_TRIED = Fetched(Outcome.UNAVAILABLE)
+_IN_NO_STORE = Fetched(Outcome.MISSING, message="it is in no store, and L2 does not have it")
+"""Of a chunk that was never in a pack: one of a program's own values (cachefs.api)."""
 
 
 class _LeftAloneError(StoreUnavailableError):
@@ -124,10 +126,11 @@ class Fetcher:
         return store
 
     def _fetch(self, job: ChunkJob) -> ChunksDone:
-        fetched: list[Fetched] = [_NOT_TRIED] * len(job.wanted)
+        fetched = [_NOT_TRIED if wanted.pack else _IN_NO_STORE for wanted in job.wanted]
         with self._costing:
             limits = self._cost.limits()
-        ranges = plan_ranges(job.wanted, limits.gap_bytes, limits.range_bytes)
+        all_ranges = plan_ranges(job.wanted, limits.gap_bytes, limits.range_bytes)
+        ranges = [one for one in all_ranges if one.pack]
         frame_bytes = bypassed = 0
         give_up_s = time.monotonic() + _OUTAGE_S
         for asked, planned in enumerate(ranges, 1):
