@@ -251,10 +251,13 @@ bool disk_takes(struct reader *self, const struct fuse_in_header *request) {
 /* ---- The finisher ---- */
 
 static void take_event(struct lane *lane, const struct io_event *event) {
+    struct disk_read *read = (void *)(uintptr_t)event->data;
     const struct iocb *block = (const void *)(uintptr_t)event->obj;
     int64_t result = event->res;
-    int error = result < 0 ? (int)-result : result != (int64_t)block->aio_nbytes ? EIO : 0;
-    runs_done(lane, (struct disk_read *)(uintptr_t)event->data, 1, error, lane->disk->counters);
+    int error = atomic_load(&read->error); /* acquires what the reader wrote: sanitizers do not see that the kernel did */
+    if (result != (int64_t)block->aio_nbytes)
+        error = result < 0 ? (int)-result : EIO;
+    runs_done(lane, read, 1, error, lane->disk->counters);
 }
 
 static void *finisher_loop(void *argument) {

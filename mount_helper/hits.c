@@ -213,10 +213,10 @@ bool serve_read(struct reader *self, const struct fuse_in_header *request) {
 
 /* Give `fd` the number that *own has for good; a new one if it has none. */
 static bool adopt(int fd, int *own, bool has_number) {
-    int number = has_number ? dup3(fd, *own, O_CLOEXEC) : fcntl(fd, F_DUPFD_CLOEXEC, 3);
-    if (number >= 0)
-        *own = number;
-    return number >= 0;
+    if (has_number)
+        return dup3(fd, *own, O_CLOEXEC) >= 0;
+    *own = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    return *own >= 0;
 }
 
 /* Open the same file past the page cache, where its file system can do that. */

@@ -9,7 +9,8 @@ from tests.mount_helper.native.build import HERE, MOUNT_HELPER, build, run
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "4"))
 SEEDS = [int(seed) for seed in os.environ.get("FUZZ_SEEDS", "1").split(",")]
-SOURCES = [HERE / "lane_fuzz.c", *(MOUNT_HELPER / name for name in ("lane.c", "hits.c", "kept.c"))]
+LANE = ("lane.c", "crew.c", "hits.c", "disk.c", "kept.c")
+SOURCES = [HERE / "lane_fuzz.c", *(MOUNT_HELPER / name for name in LANE)]
 
 
 @pytest.mark.slow
