@@ -65,13 +65,16 @@ static bool call_reader(struct lane *lane) {
 bool leave_place(struct lane *lane) {
     struct crew *crew = &lane->crew;
     uint32_t others = atomic_fetch_sub(&crew->reading, 1) - 1;
-    if (others >= crew->wanted || call_reader(lane) || others > 0)
+    if (others >= crew->wanted || call_reader(lane) || others > 0) {
+        atomic_fetch_add(&crew->waiting, 1);
         return true;
+    }
     atomic_fetch_add(&crew->reading, 1);
     return false;
 }
 
 void take_place(struct lane *lane) {
+    atomic_fetch_sub(&lane->crew.waiting, 1);
     atomic_fetch_add(&lane->crew.reading, 1);
 }
 

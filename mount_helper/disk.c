@@ -1,8 +1,8 @@
 /*
  * Reads past the page cache: small hits whose bytes are on the disk, without a thread that waits for each.
  *
- *      reader    submits (O_DIRECT, into a buffer of the disk's), reads the next request
- *      finisher  waits for whichever is done first; slots: still the same? -> reply
+ *      reader     submits (O_DIRECT, into a buffer of the disk's), reads the next request
+ *      finishers  wait for whichever is done first; slots: still the same? -> reply
  *
  * What the protocol of slots asks for (board.h) does not change: the reader has looked before, the finisher looks again
  * after the bytes have come, and what is in doubt goes to the daemon.
@@ -31,14 +31,15 @@
 #include <unistd.h>
 
 #define DISK_READS 128           /* under way at once */
-#define MOST_BYTES (64 * 1024)   /* of one */
+#define MOST_BYTES (32 * 1024)   /* of one; larger ones are faster through the page cache, by several threads */
 #define MOST_RUNS 4
 #define MOST_CHUNKS (MOST_BYTES / 4096)
 #define BUFFER_BYTES (PAGE_SIZE + MOST_BYTES)
-#define BLOCK 4096               /* what O_DIRECT wants at most: places and lengths are multiples of it */
+#define WAITING_ALONE 1          /* readers that wait themselves while nothing is under way: that is quicker then */
 #define EVENTS 32                /* taken at a time */
 #define PLACES_READ_BITS 16      /* of the number of places that are remembered because they were read, */
 #define PLACES_NEXT_BITS 8       /* and because they come after one that was */
+#define FINISHERS 2
 #define FINISHER_NICE -15
 #define CACHESTAT 451     /* the same number everywhere; younger than some systems' headers */
 
@@ -52,10 +53,16 @@ struct disk_read {
     struct iocb blocks[MOST_RUNS];
 };
 
+struct finisher {
+    struct lane *lane;
+    pthread_t thread;
+    struct board_counters *counters;
+};
+
 struct disk {
     aio_context_t context;
-    pthread_t finisher;
-    struct board_counters *counters; /* the finisher's */
+    uint32_t finisher_count;
+    struct finisher finishers[FINISHERS];
     pthread_mutex_t mutex;           /* of the free ones */
     struct disk_read *free;
     atomic_uint under_way;
@@ -93,7 +100,7 @@ static bool is_remembered(atomic_uint *places, int bits, const struct run *run, 
 
 /* Was this place read lately, or the one before it? A wrong answer costs only time. */
 static bool was_read_lately(struct disk *disk, const struct run *first, const struct run *last) {
-    uint64_t block = (uint64_t)first->position / BLOCK, next = (uint64_t)(last->position + last->length) / BLOCK;
+    uint64_t block = (uint64_t)first->position / DISK_BLOCK, next = (uint64_t)(last->position + last->length) / DISK_BLOCK;
     bool follows = is_remembered(disk->places_next, PLACES_NEXT_BITS, first, block, false);
     is_remembered(disk->places_next, PLACES_NEXT_BITS, last, next, true);
     return is_remembered(disk->places_read, PLACES_READ_BITS, first, block, true) || follows;
@@ -107,7 +114,7 @@ static bool is_fit(struct lane *lane, const struct hit *hit) {
     for (uint32_t i = 0; i < hit->run_count; i++) {
         const struct run *run = &hit->runs[i];
         if (run->class != ZEROS &&
-            (run->position % BLOCK || run->at % BLOCK ||
+            (run->position % DISK_BLOCK || run->at % DISK_BLOCK ||
              !atomic_load_explicit(&lane->segments[run->class].is_direct, memory_order_acquire)))
             return false;
     }
@@ -161,7 +168,7 @@ static void copy_hit(struct disk_read *read, const struct hit *hit) {
     read->hit.runs = memcpy(read->runs, hit->runs, hit->run_count * sizeof *hit->runs);
 }
 
-/* What is asked of the kernel: one block of memory a run. Lengths are rounded up: slots are multiples of BLOCK. */
+/* What is asked of the kernel: one block of memory a run. Lengths are rounded up: slots are multiples of DISK_BLOCK. */
 static uint32_t prepare(struct lane *lane, struct disk_read *read, struct iocb *blocks[MOST_RUNS]) {
     uint32_t count = 0;
     for (uint32_t i = 0; i < read->hit.run_count; i++) {
@@ -178,7 +185,7 @@ static uint32_t prepare(struct lane *lane, struct disk_read *read, struct iocb *
             .aio_rw_flags = RWF_NOWAIT, /* a full queue of the disk, or a lock, must not hold back the reader */
             .aio_fildes = (uint32_t)lane->segments[run->class].direct_fd,
             .aio_buf = (uintptr_t)to,
-            .aio_nbytes = (run->length + BLOCK - 1) / BLOCK * BLOCK,
+            .aio_nbytes = disk_length(run->length),
             .aio_offset = run->position,
         };
     }
@@ -228,7 +235,7 @@ bool disk_takes(struct reader *self, const struct fuse_in_header *request) {
     struct lane *lane = self->lane;
     struct disk *disk = lane->disk;
     const struct hit *hit = &self->hit;
-    if (!is_fit(lane, hit))
+    if (!is_fit(lane, hit) || (!atomic_load(&disk->under_way) && atomic_load(&lane->crew.waiting) < WAITING_ALONE))
         return false;
     struct disk_read *read = take_free(disk);
     if (!read)
@@ -250,25 +257,26 @@ bool disk_takes(struct reader *self, const struct fuse_in_header *request) {
 
 /* ---- The finisher ---- */
 
-static void take_event(struct lane *lane, const struct io_event *event) {
+static void take_event(struct finisher *self, const struct io_event *event) {
     struct disk_read *read = (void *)(uintptr_t)event->data;
     const struct iocb *block = (const void *)(uintptr_t)event->obj;
     int64_t result = event->res;
     int error = atomic_load(&read->error); /* acquires what the reader wrote: sanitizers do not see that the kernel did */
     if (result != (int64_t)block->aio_nbytes)
         error = result < 0 ? (int)-result : EIO;
-    runs_done(lane, read, 1, error, lane->disk->counters);
+    runs_done(self->lane, read, 1, error, self->counters);
 }
 
 static void *finisher_loop(void *argument) {
-    struct lane *lane = argument;
+    struct finisher *self = argument;
+    struct lane *lane = self->lane;
     struct disk *disk = lane->disk;
     struct io_event events[EVENTS];
     setpriority(PRIO_PROCESS, (id_t)gettid(), FINISHER_NICE); /* as the readers do */
     while (!atomic_load(&lane->stop) || atomic_load(&disk->under_way)) {
         long count = syscall(SYS_io_getevents, disk->context, 1L, (long)EVENTS, events, NULL);
         for (long i = 0; i < count; i++)
-            take_event(lane, &events[i]);
+            take_event(self, &events[i]);
     }
     return NULL;
 }
@@ -284,10 +292,9 @@ static void disk_free(struct disk *disk) {
     free(disk);
 }
 
-static bool set_up(struct lane *lane, struct disk *disk) {
+static bool set_up(struct disk *disk) {
     size_t size = (size_t)DISK_READS * BUFFER_BYTES;
     pthread_mutex_init(&disk->mutex, NULL);
-    disk->counters = &lane->board->counters[BOARD_THREADS - 1];
     disk->buffers = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (disk->buffers == MAP_FAILED || madvise(disk->buffers, size, MADV_DONTFORK))
         return false;
@@ -305,9 +312,16 @@ void disk_start(struct lane *lane) {
     struct disk *disk = calloc(1, sizeof *disk);
     if (!disk)
         return;
-    bool is_set_up = set_up(lane, disk);
-    lane->disk = disk;
-    if (!is_set_up || start_thread(&disk->finisher, finisher_loop, lane)) {
+    bool is_set_up = set_up(disk);
+    lane->disk = is_set_up ? disk : NULL;
+    for (uint32_t i = 0; is_set_up && i < FINISHERS; i++) {
+        struct finisher *self = &disk->finishers[i];
+        *self = (struct finisher){.lane = lane, .counters = &lane->board->counters[BOARD_THREADS - 1 - i]};
+        if (start_thread(&self->thread, finisher_loop, self))
+            break;
+        disk->finisher_count++;
+    }
+    if (!disk->finisher_count) {
         lane->disk = NULL;
         disk_free(disk);
     }
@@ -318,8 +332,9 @@ bool disk_stop(struct lane *lane) {
     int tries = STOP_TRIES;
     if (!lane->disk)
         return true;
-    if (!end_thread(lane->disk->finisher, &tries))
-        return false;
+    for (struct disk *disk = lane->disk; disk->finisher_count; disk->finisher_count--)
+        if (!end_thread(disk->finishers[disk->finisher_count - 1].thread, &tries))
+            return false;
     disk_free(lane->disk);
     lane->disk = NULL;
     return true;

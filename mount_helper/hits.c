@@ -101,8 +101,11 @@ bool hit_is_unchanged(const struct hit *hit) {
 
 enum filled { FILLED, NOT_IN_MEMORY, UNREADABLE };
 
-/* Fill the reply from the runs; without `may_wait` only with what is in the page cache. */
-static enum filled fill_reply(struct lane *lane, const struct hit *hit, bool may_wait) {
+/* Where bytes are read from: only from memory; from the page cache, or through it; past it, which disk.c allows. */
+enum source { MEMORY, PAGE_CACHE, DISK };
+
+/* Fill the reply from the runs. */
+static enum filled fill_reply(struct lane *lane, const struct hit *hit, enum source source) {
     for (uint32_t i = 0; i < hit->run_count; i++) {
         const struct run *run = &hit->runs[i];
         unsigned char *to = hit->reply + run->at;
@@ -110,14 +113,16 @@ static enum filled fill_reply(struct lane *lane, const struct hit *hit, bool may
             memset(to, 0, run->length);
             continue;
         }
-        int fd = lane->segments[run->class].fd;
-        for (uint32_t done = 0; done < run->length;) {
-            struct iovec part = {to + done, run->length - done};
-            ssize_t count = preadv2(fd, &part, 1, run->position + done, may_wait ? 0 : RWF_NOWAIT);
-            if (count <= 0 && may_wait && !(count < 0 && errno == EINTR))
-                return UNREADABLE;
-            if (!may_wait && count != (ssize_t)part.iov_len)
+        const struct segment *segment = &lane->segments[run->class];
+        int fd = source == DISK ? segment->direct_fd : segment->fd;
+        uint32_t length = source == DISK ? disk_length(run->length) : run->length;
+        for (uint32_t done = 0; done < length;) {
+            struct iovec part = {to + done, length - done};
+            ssize_t count = preadv2(fd, &part, 1, run->position + done, source == MEMORY ? RWF_NOWAIT : 0);
+            if (source == MEMORY && count != (ssize_t)part.iov_len)
                 return NOT_IN_MEMORY; /* or a file system that cannot tell */
+            if (count <= 0 && !(count < 0 && errno == EINTR))
+                return UNREADABLE;
             done += count > 0 ? (uint32_t)count : 0;
         }
     }
@@ -153,19 +158,22 @@ void hit_pass_on(struct lane *lane, struct board_counters *counters, const struc
 }
 
 /* Wait for the disk here. FOUND: it is dealt with; or why the daemon has to. */
-static enum board_counter answer_from_disk(struct reader *self, const struct fuse_in_header *request) {
+static enum board_counter answer_from_disk(struct reader *self, const struct fuse_in_header *request,
+                                           enum source source) {
     struct lane *lane = self->lane;
     const struct hit *hit = &self->hit;
     if (!leave_place(lane))
         return COUNTER_disk_busy;
     if (!keep_on_disk(lane, request, hit->device)) {
         answer_error(lane, hit->device, hit->unique, ENOMEM);
-    } else if (fill_reply(lane, hit, true) != FILLED) {
+    } else if (fill_reply(lane, hit, source) != FILLED) {
         hit_pass_on(lane, self->counters, hit, COUNTER_unreadable);
     } else if (!hit_is_unchanged(hit)) {
         hit_pass_on(lane, self->counters, hit, COUNTER_changed);
     } else if (take_from_disk(lane, hit->unique)) {
         board_count(self->counters, COUNTER_disk_reads, 1);
+        if (source == DISK)
+            COUNT(lane, disk_direct);
         hit_send(lane, self->counters, hit);
     }
     take_place(lane);
@@ -182,9 +190,11 @@ static enum board_counter answer_read(struct reader *self, const struct fuse_in_
         return reason;
     hit->unique = request->unique;
     bool is_on_disk = self->calm < CALM_REQUESTS && disk_is_better(lane, hit);
-    if (is_on_disk || fill_reply(lane, hit, false) == NOT_IN_MEMORY) {
+    if (is_on_disk || fill_reply(lane, hit, MEMORY) == NOT_IN_MEMORY) {
         self->calm = 0;
-        return disk_takes(self, request) ? FOUND : answer_from_disk(self, request);
+        if (disk_takes(self, request))
+            return FOUND;
+        return answer_from_disk(self, request, is_on_disk ? DISK : PAGE_CACHE);
     }
     if (!hit_is_unchanged(hit))
         return COUNTER_changed;

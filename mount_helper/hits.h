@@ -9,6 +9,7 @@
 #define MAX_CHUNKS (MAX_READ / 4096 + 1) /* that one read can touch */
 #define FOUND COUNTERS                   /* no reason to pass a read on */
 #define CALM_REQUESTS 256                /* from memory, after which a reader takes the next one for such a one, too */
+#define DISK_BLOCK 4096                  /* what O_DIRECT wants at most: places and lengths are multiples of it */
 #define ZEROS -1                         /* a run of zeros is in no segment file */
 
 /* A chunk that a read needs, as it was found; looked at again after it has been read. */
@@ -61,6 +62,9 @@ bool leave_place(struct lane *lane);
 void take_place(struct lane *lane);
 
 /* disk.c */
+static inline uint32_t disk_length(uint32_t length) { /* slots are multiples of it, too */
+    return (length + DISK_BLOCK - 1) / DISK_BLOCK * DISK_BLOCK;
+}
 bool disk_is_better(struct lane *lane, const struct hit *hit);
 bool disk_takes(struct reader *self, const struct fuse_in_header *request);
 

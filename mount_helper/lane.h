@@ -121,6 +121,7 @@ struct crew {
     uint32_t wanted, most; /* threads that read requests at the same time; threads altogether */
     uint32_t started, parked, called; /* called: parked ones that were asked to read requests and are not awake yet */
     atomic_uint reading;              /* who read requests, or are called to; the others are parked or wait for the disk */
+    atomic_uint waiting;              /* for the disk */
     struct reader *readers[BOARD_THREADS];
 };
 
