@@ -298,7 +298,6 @@ static PyObject *Board_images(PyObject *self, PyObject *unused) {
     return list;
 }
 
-/* Which image a number in a read stands for: (inode, the low bits of its generation). */
 static PyObject *Board_generation(PyObject *self, PyObject *argument) {
     uint64_t number;
     if (!numbers(&argument, 1, 1, &number))

@@ -152,7 +152,7 @@ class DaemonKeeper:
             _note_failure(daemon, message)
         elif message.get("event") == "ready" and daemon.state == "starting":
             daemon.state = "running"
-            daemon.is_direct = message.get("direct") is True
+            daemon.takes_reads = message.get("reads") is True
             daemon.ready_at = time.monotonic()
             self._loop.cancel_timer(DEADLINE)
             self._on_ready(daemon)

@@ -1,11 +1,11 @@
 """One daemon process: its start, its two sockets, its messages and its end.
 
 Messages (JSON, one a SOCK_SEQPACKET message): the daemon says {"event": "ready"} when its store is
-open and its cache is locked, with "direct": true if it knows the lane's own form of READ;
+open and its cache is locked, with "reads": true if it takes reads over a socket of their own;
 {"event": "segment", "class": N} with the fd of a segment file; or {"event": "failed", "message":
-..., "exit_code": N}. The supervisor says {"command": "devices"} with the open files of /dev/fuse,
-through which a direct daemon answers reads; and {"command": "stop"}. The end of this socket tells
-the daemon that its supervisor is gone.
+..., "exit_code": N}. The supervisor says {"command": "reads"} with that socket and the open files
+of /dev/fuse, through which such a daemon answers; and {"command": "stop"}. The end of this socket
+tells the daemon that its supervisor is gone.
 """
 
 import ctypes
@@ -49,7 +49,7 @@ class DaemonProcess:
         pid: Of the process.
         pidfd: Readable when it has ended.
         control: The supervisor's end of the message socket.
-        is_direct: Whether it knows the lane's own form of READ.
+        takes_reads: Whether it takes reads over a socket of their own.
         fuse_end: The lane's end of its FUSE socket, until the lane takes it.
         state: What it is doing.
         message: What it said about its failure.
@@ -58,7 +58,7 @@ class DaemonProcess:
     def __init__(
         self, argv: Sequence[str], run_folder: Path, board_fd: int, *, is_restart: bool
     ) -> None:
-        self.is_direct = False
+        self.takes_reads = False
         self.fuse_end, fuse_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control, control_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.setblocking(False)
@@ -98,9 +98,14 @@ class DaemonProcess:
         self.state = "stopping"
         self._send(b'{"command": "stop"}', [])
 
-    def give_devices(self, fds: list[int]) -> None:
-        """Give it the open files of /dev/fuse."""
-        self._send(b'{"command": "devices"}', fds)
+    def give_reads(self, devices: list[int]) -> int:
+        """Give it a socket for reads, and the open files of /dev/fuse; return the lane's end."""
+        ours, theirs = socket.socketpair()
+        _enlarge(ours)
+        _enlarge(theirs)
+        with theirs:
+            self._send(b'{"command": "reads"}', [theirs.fileno(), *devices])
+        return ours.detach()
 
     def _send(self, message: bytes, fds: list[int]) -> None:
         try:

@@ -8,8 +8,8 @@
  *
  *      kernel --read-->   readers          --reply--> kernel     hits
  *                         readers          --send-->  daemon     all else (or the table only, while there is no daemon)
- *      kernel <--write--  daemon                                 the bytes of reads
- *      kernel <--write--  carrier thread   <--recv--  daemon     other replies; and that a read has been answered
+ *      kernel <--write--  daemon                                 answers to reads
+ *      kernel <--write--  carrier thread   <--recv--  daemon     other replies; and which reads have been answered
  *      kernel <--write--  notifier thread  <-- queue             the daemon's invalidations
  *
  * Four times a second the carrier looks at deadlines and killed readers.
@@ -36,13 +36,9 @@
  * Devices. Each reader has an open file of /dev/fuse (FUSE_DEV_IOC_CLONE), and the kernel wants the answer through the
  * file that the request came by. So a request knows its device, and a daemon has all of them.
  *
- * The lane's own form of READ, for a daemon that knows it (is_direct). pyfuse3 hands a handler nothing but file handle,
- * offset and size, so what the daemon needs to answer the kernel itself is put there (fuse/replies.py takes it apart):
- *      fh      the unique
- *      offset  bits 0-47: the offset;  48-61: the number of the image on the board + 1, or 0: then this is a READ as usual
- *      size    bits 0-20: the size;  21-24: the device;  25-31: the lowest bits of the image's generation
- * The generation tells an image from the next one that has the same number, for a message that was long under way. Every
- * answer of such a daemon to a READ, if it is no error, begins with a word: ANSWERED, or BYTES_FOLLOW.
+ * Reads have a socket of their own (SOCK_STREAM), to a daemon that takes them there: a `struct passed_read` each, so that
+ * the daemon can take all that there are at once, past libfuse. It writes the answer to the kernel itself, through the
+ * device that the read came by, and then its unique, 8 bytes, into the socket.
  *
  * Locks: one mutex for the table, the daemons and the queue; another for the crew. Nothing blocks under them: the sockets
  * are used without blocking. The threads know nothing of Python and never hold the GIL.
@@ -75,12 +71,7 @@
 #define STOP_TRY_NS 20000000
 #define INTERRUPT_BIT 1ULL   /* set in the unique of an INTERRUPT; all other uniques are even */
 
-#define OFFSET_BITS 48
-#define SIZE_BITS 21
-#define DEVICE_BITS 4
-_Static_assert(MAX_READ < 1 << SIZE_BITS && MAX_DEVICES <= 1 << DEVICE_BITS && BOARD_IMAGES < 1 << 14,
-               "the lane's form of READ has room for them");
-enum answer_word { BYTES_FOLLOW = 0, ANSWERED = 1 };
+#define LARGEST_OFFSET (1ULL << 48) /* of any image */
 
 uint64_t now_ns(void) {
     struct timespec now;
@@ -162,8 +153,8 @@ static void answer_kept(struct lane *lane, uint64_t unique, int error) {
 enum sent { SENT, SENT_LATER, SENT_NEVER };
 
 /* Never blocks: a daemon that does not read its socket must not hold up the lane. */
-static enum sent daemon_send(struct daemon *daemon, const void *message, size_t length) {
-    while (send(daemon->fd, message, length, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
+static enum sent send_to(int fd, const void *message, size_t length) {
+    while (send(fd, message, length, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
         if (errno == EMSGSIZE)
             return SENT_NEVER;
         if (errno != EINTR)
@@ -172,20 +163,16 @@ static enum sent daemon_send(struct daemon *daemon, const void *message, size_t 
     return SENT;
 }
 
-/* A READ in the lane's own form; as it is, if its image is not on the board. */
-static enum sent send_read(struct lane *lane, const struct kept *kept) {
-    struct {
-        struct fuse_in_header header;
-        struct fuse_read_in read;
-    } message;
-    struct board_view image;
-    memcpy(&message, kept->body, sizeof message);
-    if (board_find_image(lane->board, message.header.nodeid, &image)) {
-        message.read.fh = kept->unique;
-        message.read.offset |= (uint64_t)(image.number + 1) << OFFSET_BITS;
-        message.read.size |= kept->device << SIZE_BITS | image.generation << (SIZE_BITS + DEVICE_BITS);
-    }
-    return daemon_send(lane->current, &message, sizeof message);
+/* The kernel keeps so short a message in one piece: it is sent whole or not at all. */
+static enum sent send_read(int fd, const struct kept *kept) {
+    const struct fuse_in_header *request = (const void *)kept->body;
+    const struct fuse_read_in *read = (const void *)(request + 1);
+    struct passed_read message = {.unique = kept->unique,
+                                  .inode = request->nodeid,
+                                  .offset = read->offset,
+                                  .size = read->size,
+                                  .device = kept->device};
+    return send_to(fd, &message, sizeof message);
 }
 
 static bool is_read(const struct kept *kept) {
@@ -193,10 +180,11 @@ static bool is_read(const struct kept *kept) {
 }
 
 static void send_kept(struct lane *lane, struct kept *kept) {
-    enum sent sent = is_read(kept) && lane->current->is_direct ? send_read(lane, kept)
-                                                               : daemon_send(lane->current, kept->body, kept->length);
+    struct daemon *daemon = lane->current;
+    enum sent sent = is_read(kept) && daemon->reads_fd >= 0 ? send_read(daemon->reads_fd, kept)
+                                                            : send_to(daemon->fd, kept->body, kept->length);
     if (sent == SENT) {
-        kept_move(&lane->kept, kept, KEPT_SENT, lane->current->serial);
+        kept_move(&lane->kept, kept, KEPT_SENT, daemon->serial);
     } else if (sent == SENT_LATER) {
         COUNT(lane, requests_deferred);
     } else {
@@ -219,7 +207,7 @@ static void send_waiting(struct lane *lane) {
 static void send_init(struct lane *lane) {
     for (int i = 0; i < MAX_DAEMONS && lane->init; i++) {
         struct daemon *daemon = lane->daemons[i];
-        if (daemon && daemon->state == DAEMON_NEW && daemon_send(daemon, lane->init, lane->init_length) == SENT)
+        if (daemon && daemon->state == DAEMON_NEW && send_to(daemon->fd, lane->init, lane->init_length) == SENT)
             daemon->state = DAEMON_INIT_SENT;
     }
 }
@@ -228,15 +216,15 @@ static void send_init(struct lane *lane) {
 
 /* A message that the kernel expects no reply to: the daemon gets it, or nobody does. */
 static void pass_unanswered(struct lane *lane, const struct fuse_in_header *request) {
-    if (!lane->current || daemon_send(lane->current, request, request->len) != SENT)
+    if (!lane->current || send_to(lane->current->fd, request, request->len) != SENT)
         COUNT(lane, unanswerable_dropped);
 }
 
-/* Can no image have bytes there? Then the lane's own form has no room for it either. */
+/* Can no image have bytes there? */
 static bool is_beyond_all(const struct fuse_in_header *request) {
     const struct fuse_read_in *read = (const void *)(request + 1);
     return request->opcode == FUSE_READ && request->len == sizeof *request + sizeof *read &&
-           (read->offset >> OFFSET_BITS || read->size > MAX_READ);
+           (read->offset >= LARGEST_OFFSET || read->size > MAX_READ);
 }
 
 static void pass_on(struct lane *lane, const struct fuse_in_header *request, uint32_t device) {
@@ -346,7 +334,7 @@ static void interrupt(struct lane *lane, const struct fuse_in_header *request, u
     if (is_killed(kept->pid)) {
         COUNT(lane, answered_killed);
         answer_kept(lane, argument->unique, EINTR);
-    } else if (kept->state == KEPT_SENT) {
+    } else if (kept->state == KEPT_SENT && !is_read(kept)) { /* libfuse knows nothing of reads */
         pass_unanswered(lane, request);
     }
 }
@@ -443,24 +431,6 @@ static void handle_init_reply(struct lane *lane, struct daemon *daemon, struct f
     tell(lane, EVENT_INIT_ANSWERED);
 }
 
-/* The answer of a direct daemon to a READ: it has answered the kernel, or the bytes follow. */
-static void handle_read_reply(struct lane *lane, struct fuse_out_header *reply, uint32_t device) {
-    uint64_t word = ~0ULL;
-    unsigned char *payload = (unsigned char *)(reply + 1) + sizeof word;
-    if (reply->len >= sizeof *reply + sizeof word)
-        memcpy(&word, reply + 1, sizeof word);
-    if (word == ANSWERED && reply->len == sizeof *reply + sizeof word) {
-        COUNT(lane, replies_direct);
-    } else if (word == BYTES_FOLLOW) {
-        COUNT(lane, replies);
-        reply->len -= sizeof word;
-        answer(lane, device, reply, payload);
-    } else {
-        COUNT(lane, replies_malformed);
-        answer_error(lane, device, reply->unique, EIO);
-    }
-}
-
 static void handle_reply(struct lane *lane, struct daemon *daemon, size_t length) {
     struct fuse_out_header *reply = (void *)lane->reply_buffer;
     if (length < sizeof *reply || reply->len != length) {
@@ -478,16 +448,21 @@ static void handle_reply(struct lane *lane, struct daemon *daemon, size_t length
         return; /* libfuse asks to be interrupted again: it has been told */
     if (reply->unique == lane->init_unique)
         return handle_init_reply(lane, daemon, reply);
-    uint32_t device, opcode = take(lane, reply->unique, &device);
-    if (!opcode) {
+    uint32_t device;
+    if (!take(lane, reply->unique, &device)) {
         COUNT(lane, replies_unknown);
-    } else if (opcode == FUSE_READ && daemon->is_direct && reply->error == 0) {
-        handle_read_reply(lane, reply, device);
     } else {
         COUNT(lane, replies);
         answer(lane, device, reply, reply + 1);
     }
     send_waiting(lane);
+}
+
+static void close_daemon(struct daemon *daemon) {
+    close(daemon->fd);
+    if (daemon->reads_fd >= 0)
+        close(daemon->reads_fd);
+    free(daemon);
 }
 
 /* All that it had and has not answered waits for the next daemon, or goes to the current one (after a hand-over). */
@@ -504,8 +479,7 @@ static void daemon_lost(struct lane *lane, int slot) {
         lane->current = NULL;
         lane->detached_at_ns = now_ns();
     }
-    close(daemon->fd);
-    free(daemon);
+    close_daemon(daemon);
     send_waiting(lane);
     tell(lane, EVENT_DAEMON_LOST);
     pthread_cond_broadcast(&lane->changed);
@@ -533,6 +507,33 @@ static int carry_replies(struct lane *lane, int slot) {
     int count = 0;
     while (count < BATCH && carry_reply(lane, slot))
         count++;
+    return count;
+}
+
+/* Take note of the reads that a daemon has answered, some at a time; return how many it was. */
+static int note_answered(struct lane *lane, int slot) {
+    struct daemon *daemon = lane->daemons[slot];
+    uint64_t uniques[BATCH];
+    ssize_t length = recv(daemon->reads_fd, uniques, sizeof uniques, MSG_DONTWAIT);
+    if (length < 0 && (errno == EAGAIN || errno == EINTR || errno == ENOMEM))
+        return 0;
+    if (length <= 0 || length % (ssize_t)sizeof *uniques) { /* it is ending, or speaks another language */
+        if (length > 0)
+            COUNT(lane, replies_malformed);
+        shutdown(daemon->fd, SHUT_RDWR); /* so the other socket tells its end */
+        return 0;
+    }
+    int count = (int)(length / (ssize_t)sizeof *uniques);
+    pthread_mutex_lock(&lane->mutex);
+    for (int i = 0; i < count; i++) {
+        uint32_t device;
+        if (take(lane, uniques[i], &device))
+            COUNT(lane, replies_direct);
+        else
+            COUNT(lane, replies_unknown);
+    }
+    send_waiting(lane);
+    pthread_mutex_unlock(&lane->mutex);
     return count;
 }
 
@@ -663,36 +664,49 @@ static void tick(struct lane *lane, uint64_t now) {
 
 /* ---- The carrier ---- */
 
-static void fill_polls(struct lane *lane, struct pollfd polls[1 + MAX_DAEMONS]) {
+enum { WAKE, REPLIES, ANSWERED = REPLIES + MAX_DAEMONS, POLLS = ANSWERED + MAX_DAEMONS };
+
+static void fill_polls(struct lane *lane, struct pollfd polls[POLLS]) {
     pthread_mutex_lock(&lane->mutex);
-    polls[0] = (struct pollfd){.fd = lane->wake_fd, .events = POLLIN};
-    for (int i = 0; i < MAX_DAEMONS; i++)
-        polls[1 + i] = (struct pollfd){.fd = lane->daemons[i] ? lane->daemons[i]->fd : -1, .events = POLLIN};
+    polls[WAKE] = (struct pollfd){.fd = lane->wake_fd, .events = POLLIN};
+    for (int i = 0; i < MAX_DAEMONS; i++) {
+        struct daemon *daemon = lane->daemons[i];
+        polls[REPLIES + i] = (struct pollfd){.fd = daemon ? daemon->fd : -1, .events = POLLIN};
+        polls[ANSWERED + i] = (struct pollfd){.fd = daemon ? daemon->reads_fd : -1, .events = POLLIN};
+    }
     pthread_mutex_unlock(&lane->mutex);
+}
+
+/* Carry what daemons have said; return how many replies and answers it was. */
+static int carry_all(struct lane *lane, const struct pollfd polls[POLLS]) {
+    int carried = 0;
+    for (int i = 0; i < MAX_DAEMONS; i++) { /* first what was answered: a daemon that has died is gone after the rest */
+        if (polls[ANSWERED + i].fd >= 0 && polls[ANSWERED + i].revents)
+            carried += note_answered(lane, i);
+        if (polls[REPLIES + i].fd >= 0 && polls[REPLIES + i].revents)
+            carried += carry_replies(lane, i);
+    }
+    return carried;
 }
 
 static void *carrier_loop(void *argument) {
     struct lane *lane = argument;
-    struct pollfd polls[1 + MAX_DAEMONS];
+    struct pollfd polls[POLLS];
     uint64_t next_tick_ns = 0, last_carried_ns = 0, woken;
-    bool is_busy;
     setpriority(PRIO_PROCESS, (id_t)gettid(), CARRIER_NICE); /* as the readers do */
     while (!atomic_load(&lane->stop)) {
-        int carried = 0;
         fill_polls(lane, polls);
-        if (poll(polls, 1 + MAX_DAEMONS, (int)(TICK_NS / 1000000)) < 0)
+        if (poll(polls, POLLS, (int)(TICK_NS / 1000000)) < 0)
             continue;
-        for (int i = 0; i < MAX_DAEMONS; i++)
-            if (polls[1 + i].fd >= 0 && polls[1 + i].revents)
-                carried += carry_replies(lane, i);
-        if (polls[0].revents && read(lane->wake_fd, &woken, sizeof woken) < 0)
+        int carried = carry_all(lane, polls);
+        if (polls[WAKE].revents && read(lane->wake_fd, &woken, sizeof woken) < 0)
             continue;
         uint64_t now = now_ns();
         if (now >= next_tick_ns) {
             next_tick_ns = now + TICK_NS;
             tick(lane, now);
         }
-        is_busy = carried && now < last_carried_ns + BUSY_NS;
+        bool is_busy = carried && now < last_carried_ns + BUSY_NS;
         last_carried_ns = carried ? now : last_carried_ns;
         if (is_busy)
             nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
@@ -793,16 +807,15 @@ int lane_start(struct lane *lane) {
     return 0;
 }
 
-/* Takes the fd of the socket. */
-int lane_attach(struct lane *lane, int fd, bool is_direct) {
+/* Takes the sockets; reads_fd is -1 for a daemon that takes reads like all else. */
+int lane_attach(struct lane *lane, int fd, int reads_fd) {
     struct daemon *daemon = calloc(1, sizeof *daemon);
     int error = daemon ? EBUSY : ENOMEM;
     pthread_mutex_lock(&lane->mutex);
     for (int i = 0; daemon && i < MAX_DAEMONS; i++) {
         if (lane->daemons[i])
             continue;
-        *daemon =
-            (struct daemon){.fd = fd, .is_direct = is_direct, .serial = ++lane->last_serial, .state = DAEMON_NEW};
+        *daemon = (struct daemon){.fd = fd, .reads_fd = reads_fd, .serial = ++lane->last_serial, .state = DAEMON_NEW};
         lane->daemons[i] = daemon;
         COUNT(lane, daemons_attached);
         send_init(lane);
@@ -812,8 +825,10 @@ int lane_attach(struct lane *lane, int fd, bool is_direct) {
     pthread_mutex_unlock(&lane->mutex);
     wake_carrier(lane);
     if (error) {
-        free(daemon);
         close(fd);
+        if (reads_fd >= 0)
+            close(reads_fd);
+        free(daemon);
     }
     return error;
 }
@@ -879,10 +894,8 @@ void lane_close(struct lane *lane) {
     free(lane->init);
     free(lane->reply_pages);
     for (int i = 0; i < MAX_DAEMONS; i++) /* only if it never ran */
-        if (lane->daemons[i]) {
-            close(lane->daemons[i]->fd);
-            free(lane->daemons[i]);
-        }
+        if (lane->daemons[i])
+            close_daemon(lane->daemons[i]);
     pthread_mutex_destroy(&lane->mutex);
     pthread_cond_destroy(&lane->changed);
     pthread_mutex_destroy(&lane->crew.mutex);

@@ -79,7 +79,7 @@ struct kept {
     bool interrupted;
     bool sent_before; /* some daemon has had it */
     bool sent_again;  /* its daemon did not answer within the deadline */
-    unsigned char inline_body[INLINE_SIZE];
+    _Alignas(8) unsigned char inline_body[INLINE_SIZE];
 };
 
 struct list {
@@ -99,11 +99,19 @@ struct kept_table {
     uint64_t count, bytes;
 };
 
+/* A read, as a daemon gets it over the socket for reads; its file handle is the inode. */
+struct passed_read {
+    uint64_t unique, inode, offset;
+    uint32_t size, device;
+};
+#define PASSED_READ_FORMAT "=QQQII" /* for Python's struct */
+_Static_assert(sizeof(struct passed_read) == 32, "as the format says");
+
 enum daemon_state { DAEMON_NEW, DAEMON_INIT_SENT, DAEMON_READY };
 
 struct daemon {
     int fd;
-    bool is_direct; /* it knows the lane's own form of READ and of its reply, and may answer the kernel itself */
+    int reads_fd; /* of its reads, which it answers itself; -1: it takes them like all else */
     uint64_t serial;
     enum daemon_state state;
 };
@@ -211,7 +219,7 @@ bool disk_stop(struct lane *lane);
 uint32_t clone_devices(int fuse_fd, int *devices, uint32_t wanted);
 struct lane *lane_new(const int *devices, uint32_t device_count, struct board *board, uint32_t max_read);
 int lane_start(struct lane *lane);
-int lane_attach(struct lane *lane, int fd, bool is_direct);
+int lane_attach(struct lane *lane, int fd, int reads_fd);
 void lane_detach(struct lane *lane);
 void lane_close(struct lane *lane);
 

@@ -87,12 +87,12 @@ static PyObject *Lane_start(PyObject *self, PyObject *unused) {
 
 static PyObject *Lane_attach(PyObject *self, PyObject *arguments) {
     struct lane *lane = lane_of(self);
-    int fd, is_direct = 0;
-    if (!lane || !PyArg_ParseTuple(arguments, "i|p", &fd, &is_direct))
+    int fd, reads_fd = -1;
+    if (!lane || !PyArg_ParseTuple(arguments, "i|i", &fd, &reads_fd))
         return NULL;
     int error;
     Py_BEGIN_ALLOW_THREADS;
-    error = lane_attach(lane, fd, is_direct);
+    error = lane_attach(lane, fd, reads_fd);
     Py_END_ALLOW_THREADS;
     if ((errno = error))
         return PyErr_SetFromErrno(PyExc_OSError);
@@ -200,7 +200,7 @@ static PyObject *Lane_device_fds(PyObject *self, void *unused) {
 
 static PyMethodDef lane_methods[] = {
     {"start", Lane_start, METH_NOARGS, "Start to read requests; the file system must be mounted."},
-    {"attach", Lane_attach, METH_VARARGS, "Take the lane's end of a new daemon's socket (and own it)."},
+    {"attach", Lane_attach, METH_VARARGS, "Take the lane's ends of a new daemon's sockets (and own them): for all, for reads."},
     {"set_segment", Lane_set_segment, METH_VARARGS, "Read the slots of a class from this file."},
     {"detach", Lane_detach, METH_NOARGS, "Shut all daemons' sockets; unanswered requests wait."},
     {"events", Lane_events, METH_NOARGS, "Return and clear the mask of EVENT_*."},
@@ -236,6 +236,7 @@ PyMODINIT_FUNC PyInit__lane(void) {
     PyObject *result = PyModule_Create(&module);
     if (result && (add(result, "Lane", PyType_FromSpec(&lane_spec)) || add(result, "Board", PyType_FromSpec(&board_spec)) ||
                    add(result, "BOARD_LAYOUT", board_layout()) ||
+                   PyModule_AddStringConstant(result, "PASSED_READ_FORMAT", PASSED_READ_FORMAT) ||
                    PyModule_AddIntConstant(result, "EVENT_INIT_ANSWERED", EVENT_INIT_ANSWERED) ||
                    PyModule_AddIntConstant(result, "EVENT_DAEMON_LOST", EVENT_DAEMON_LOST) ||
                    PyModule_AddIntConstant(result, "EVENT_UNMOUNTED", EVENT_UNMOUNTED)))

@@ -105,9 +105,8 @@ class Supervisor:
     def _on_daemon_ready(self, daemon: DaemonProcess) -> None:
         if not self._lane:
             self._lane = self._mount()
-        if daemon.is_direct:
-            daemon.give_devices(self._lane.device_fds)
-        self._lane.attach(daemon.fuse_end.detach(), daemon.is_direct)
+        reads_fd = daemon.give_reads(self._lane.device_fds) if daemon.takes_reads else -1
+        self._lane.attach(daemon.fuse_end.detach(), reads_fd)
         self._silent_looks = 0
         self._enter(self._phase)
 

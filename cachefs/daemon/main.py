@@ -10,6 +10,8 @@ import argparse
 import gc
 import logging
 import signal
+import socket
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ from cachefs.daemon.listing import ListingTask
 from cachefs.daemon.status import describe, xattrs
 from cachefs.daemon.supervised import Start, Supervisor
 from cachefs.errors import CacheError, CachefsError, StoreUnavailableError
+from cachefs.fuse.opened import OpenImages
 from cachefs.fuse.operations import Operations
+from cachefs.fuse.reads import Reads
 from cachefs.fuse.replies import Replies
 from cachefs.fuse.session import close_session, end_session, open_session, run_session
 from cachefs.index.folder import CacheFolder, cached_identity, open_folder
@@ -97,8 +101,8 @@ class Daemon:
         self.hints = Hints(cache.l1)
         self.accesses = Accesses(board, cache.l1, self.metrics)
 
-    def operations(self, nursery: trio.Nursery) -> Operations:
-        """Return the FUSE operations over all parts; their background work runs in `nursery`."""
+    def images(self, nursery: trio.Nursery) -> OpenImages:
+        """Return the open images over all parts; their background work runs in `nursery`."""
         scans = ScanFilter(self.config.l2.scan_bytes if self.config.l2.url else 0)
         stack = Stack(self.cache.l1, self.pool, nursery, self.metrics, scans)
         reader = Reader(
@@ -109,15 +113,15 @@ class Daemon:
             verify_reads=self.config.l1.verify == "read",
             buffer=self.replies.buffer,
         )
+        return OpenImages(self.vfs, reader, self._table, self._renewed_table, self.board)
+
+    def operations(self, images: OpenImages) -> Operations:
+        """Return the FUSE operations."""
         return Operations(
             self.vfs,
-            reader,
-            self._table,
-            self._renewed_table,
+            images,
             xattrs(self.cache.l1, self.tables),
             self.config.store.refresh_s,
-            self.replies,
-            self.board,
             self.hints.opened,
         )
 
@@ -204,7 +208,9 @@ async def run_daemon(config: Config, start: Start, supervisor: Supervisor) -> No
 async def _run_tasks(daemon: Daemon, start: Start, supervisor: Supervisor) -> None:
     config = daemon.config
     async with trio.open_nursery() as nursery:
-        open_session(daemon.operations(nursery), start.fuse_fd)
+        images = daemon.images(nursery)
+        reads = Reads(daemon.replies, images.read_hit, images.read)
+        open_session(daemon.operations(images), start.fuse_fd)
         try:
             nursery.start_soon(daemon.pool.run)
             await daemon.listing.restore(fresh=start.fresh)
@@ -224,7 +230,12 @@ async def _run_tasks(daemon: Daemon, start: Start, supervisor: Supervisor) -> No
             nursery.start_soon(_serve_fuse, nursery.cancel_scope)
             _calm_collector()
             supervisor.ready()
-            await _wait_for_stop(supervisor, daemon.replies)
+
+            def take_reads(fd: int, devices: list[int]) -> None:
+                daemon.replies.devices = devices
+                nursery.start_soon(reads.run, socket.socket(fileno=fd))
+
+            await _wait_for_stop(supervisor, take_reads)
             end_session()
         finally:
             nursery.cancel_scope.cancel()
@@ -241,7 +252,9 @@ def _calm_collector() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
-async def _wait_for_stop(supervisor: Supervisor, replies: Replies) -> None:
+async def _wait_for_stop(
+    supervisor: Supervisor, take_reads: Callable[[int, list[int]], None]
+) -> None:
     """Return when the supervisor or SIGTERM (also sent when the supervisor dies) says stop."""
     async with trio.open_nursery() as nursery:
 
@@ -251,7 +264,7 @@ async def _wait_for_stop(supervisor: Supervisor, replies: Replies) -> None:
                     nursery.cancel_scope.cancel()
 
         nursery.start_soon(wait_for_signal)
-        await supervisor.wait_for_stop(replies.take_devices)
+        await supervisor.wait_for_stop(take_reads)
         nursery.cancel_scope.cancel()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 
 _LONGEST_MESSAGE_BYTES = 65536
-_MOST_DEVICES = 16
+_MOST_FDS = 1 + 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Supervisor:
 
     def ready(self) -> None:
         """Say that requests can come."""
-        self._send({"event": "ready", "direct": True})
+        self._send({"event": "ready", "reads": True})
 
     def offer_segment(self, number: int, fd: int) -> None:
         """Give the lane the file of a class of slots."""
@@ -45,18 +45,18 @@ class Supervisor:
         """Say why there will be no daemon."""
         self._send({"event": "failed", "message": message, "exit_code": exit_code})
 
-    async def wait_for_stop(self, take_devices: Callable[[list[int]], None]) -> None:
+    async def wait_for_stop(self, take_reads: Callable[[int, list[int]], None]) -> None:
         """Return when the supervisor wants us to stop, or is gone.
 
-        `take_devices` gets the open files of /dev/fuse, and owns them.
+        `take_reads` gets the socket for reads and the open files of /dev/fuse, and owns them.
         """
         self._socket.setblocking(False)
         while True:
             await trio.lowlevel.wait_readable(self._socket)
-            data, fds, _, _ = socket.recv_fds(self._socket, _LONGEST_MESSAGE_BYTES, _MOST_DEVICES)
+            data, fds, _, _ = socket.recv_fds(self._socket, _LONGEST_MESSAGE_BYTES, _MOST_FDS)
             command = json.loads(data).get("command") if data else "stop"
-            if command == "devices":
-                take_devices(fds)
+            if command == "reads":
+                take_reads(fds[0], fds[1:])
             elif command == "stop":
                 return
 

@@ -13,12 +13,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pyfuse3
 
-from cachefs.errors import CachefsError, CorruptError, TableDamagedError
 from cachefs.fuse.boundary import handler
-from cachefs.fuse.replies import OFFSET_BITS, Replies, take_apart
+from cachefs.fuse.opened import OpenImages
 from cachefs.index.manifest_table import ManifestTable
-from cachefs.reader import Reader
-from cachefs.tiers.board import Board
 from cachefs.vfs import FileNode, FolderNode, Node, Vfs
 
 _FILE_MODE = stat.S_IFREG | 0o444
@@ -30,14 +27,12 @@ _ATTRIBUTES_VALID_S = 24 * 3600.0
 _BLOCK_BYTES = 4096
 _NAME_BYTES = 255
 
-TableOf = Callable[[str], Awaitable[ManifestTable]]
-
 
 class Operations(pyfuse3.Operations):
     """One mount.
 
     `names_valid_s` is how long the kernel may keep a name without asking; `opened` is told of
-    images that were opened. Without a board no image has a place there.
+    images that were opened.
     """
 
     supports_dot_lookup = True
@@ -46,27 +41,17 @@ class Operations(pyfuse3.Operations):
     def __init__(
         self,
         vfs: Vfs,
-        reader: Reader,
-        open_table: TableOf,
-        renew_table: TableOf,
+        images: OpenImages,
         xattrs: dict[str, Callable[[FileNode], Awaitable[bytes]]],
         names_valid_s: float,
-        replies: Replies,
-        board: Board | None = None,
         opened: Callable[[int, ManifestTable], None] = lambda *_: None,
     ) -> None:
         super().__init__()
         self._vfs = vfs
-        self._reader = reader
-        self._open_table = open_table
-        self._renew_table = renew_table
+        self._images = images
         self._xattrs = xattrs
         self._names_valid_s = names_valid_s
-        self._replies = replies
-        self._board = board
         self._opened = opened
-        self._tables: dict[int, ManifestTable] = {}
-        """By file handle: what `open` found, so that a read needs no look-up."""
 
     @handler
     async def lookup(
@@ -120,7 +105,7 @@ class Operations(pyfuse3.Operations):
         """Open an image; the kernel may keep its pages for ever, since a version never changes."""
         if flags & os.O_TRUNC:
             raise pyfuse3.FUSEError(errno.EROFS)
-        self._opened(inode, await self._table(inode))
+        self._opened(inode, await self._images.open(inode))
         # Writes through a shared map would lie in the page cache for every reader to see: the
         # kernel refuses such maps of a file that was opened so, and allows private ones.
         for_writing = flags & os.O_ACCMODE != os.O_RDONLY
@@ -128,45 +113,15 @@ class Operations(pyfuse3.Operations):
 
     async def read(  # type: ignore[override] # pyfuse3 takes any buffer, its stubs say bytes
         self, fh: int, off: int, size: int
-    ) -> memoryview:
-        """Read from an image: a hit at once, anything else the long way."""
-        unique = device = 0
-        if off >> OFFSET_BITS:
-            code, off, size, unique, device = take_apart(fh, off, size)
-            fh = self._inode_of(code)
-        table = self._tables.get(fh)
-        if table is not None:
-            hit = self._reader.read_hit(table, off, size, fh)
-            if hit is not None:
-                return self._replies.reply(hit, unique, device)
-        return await self._read(fh, off, size, unique, device)
-
-    @handler
-    async def _read(self, fh: int, off: int, size: int, unique: int, device: int) -> memoryview:
-        try:
-            return await self._read_long(fh, off, size, unique, device)
-        except CachefsError as error:
-            name = getattr(self._vfs.node(fh), "name", fh)
-            raise type(error)(f"image '{name}': {error}") from error
-
-    async def _read_long(
-        self, fh: int, off: int, size: int, unique: int, device: int
-    ) -> memoryview:
-        table = self._tables.get(fh) or await self._table(fh)
-        try:
-            data = await self._reader.read(table, off, size, fh)
-        except TableDamagedError:
-            self._tables.pop(fh, None)
-            table = await self._renewed_table(fh)
-            data = await self._reader.read(table, off, size, fh)
-        if not unique:
-            self._place(fh, table)  # the lane does not know it (any more)
-        return self._replies.reply(data, unique, device)
+    ) -> bytes | memoryview:
+        """Read from an image, for a lane that passes reads on like all else."""
+        hit = self._images.read_hit(fh, off, size)
+        return await self._images.read(fh, off, size) if hit is None else hit
 
     @handler
     async def release(self, fh: int) -> None:
         """Close an image."""
-        self._tables.pop(fh, None)  # another handle of the same version finds it again
+        self._images.close(fh)
 
     @handler
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
@@ -242,37 +197,6 @@ class Operations(pyfuse3.Operations):
     async def removexattr(self, *_: object, **__: object) -> None:
         """Refuse."""
         raise pyfuse3.FUSEError(errno.EROFS)
-
-    def _file(self, inode: int) -> FileNode:
-        node = self._vfs.node(inode)
-        if isinstance(node, FolderNode):
-            raise pyfuse3.FUSEError(errno.EISDIR)
-        return node
-
-    def _inode_of(self, code: int) -> int:
-        inode = self._board.inode_of(code) if self._board else None
-        if inode is None:
-            raise pyfuse3.FUSEError(errno.ESTALE)  # only if the board is not what it was
-        return inode
-
-    def _place(self, inode: int, table: ManifestTable) -> None:
-        if self._board:
-            self._board.place(inode, table.size_bytes, table.chunk_bytes)
-
-    async def _table(self, inode: int) -> ManifestTable:
-        return self._checked(inode, await self._open_table(self._file(inode).version.manifest))
-
-    async def _renewed_table(self, inode: int) -> ManifestTable:
-        return self._checked(inode, await self._renew_table(self._file(inode).version.manifest))
-
-    def _checked(self, inode: int, table: ManifestTable) -> ManifestTable:
-        """A size that differs would make the kernel fill the rest with zeros."""
-        node = self._file(inode)
-        if table.size_bytes != node.version.size_bytes:
-            raise CorruptError(f"image '{node.name}' and its manifest disagree about its size")
-        self._tables[inode] = table
-        self._place(inode, table)
-        return table
 
     def _attributes(self, node: Node) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()

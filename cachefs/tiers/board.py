@@ -26,9 +26,6 @@ from mount_helper import _lane
 NO_INODE = 0
 """Of an image that has no place on a board."""
 
-GENERATION_BITS = 7
-"""Of an image's generation, in a read that names the image by its number."""
-
 _LAYOUT = _lane.BOARD_LAYOUT
 _PAGE_BYTES = 4096
 _KINDS = {4: "<u4", 8: "<u8"}
@@ -48,7 +45,6 @@ _FORGET_PAGES_AFTER = 1 << 14
 """Entries written until the daemon gives up its view of them: each may be a page of 4 KiB, so it
 holds 64 MiB at most."""
 
-_MOST_CODES = 1 << 16
 _DRAINED = 1 << 14
 """Accesses taken at once, about 2 ms of the event loop."""
 
@@ -111,9 +107,6 @@ class Board:
         """By inode; the one placed longest ago first."""
         self._tables: dict[int, tuple[int, int]] = {}
         """By number: where a table begins, and its bytes."""
-        self._inodes: OrderedDict[int, int] = OrderedDict()
-        """By code (number and generation), also of images that have lost their place: a read may
-        have been under way meanwhile."""
         self._written = 0
         self.empty = self._board.empty
         self.beat = self._board.beat
@@ -148,9 +141,9 @@ class Board:
 
     def place(self, inode: int, size_bytes: int, chunk_bytes: int) -> None:
         """Give an image a place, if it has none, and is not too large for one."""
-        if inode in self._numbers:
+        if inode in self._numbers or not self._serves_hits:
             return
-        chunks = -(-size_bytes // chunk_bytes) if self._serves_hits else 0
+        chunks = -(-size_bytes // chunk_bytes)
         table_bytes = -(-chunks * _LAYOUT["chunk_entry_bytes"] // _PAGE_BYTES) * _PAGE_BYTES
         if table_bytes > _LAYOUT["tables_bytes"]:
             return
@@ -167,10 +160,6 @@ class Board:
             del self._tables[number]
             self._board.unset_image(number)
 
-    def inode_of(self, code: int) -> int | None:
-        """Return the inode that a read means by number << GENERATION_BITS | generation."""
-        return self._inodes.get(code)
-
     def drain(self) -> tuple[npt.NDArray[np.void], npt.NDArray[np.uint32]]:
         """Return accesses (ACCESS_DTYPE) since the last call, and the slots the lane read from."""
         accesses, slots = self._board.drain(_DRAINED)
@@ -179,10 +168,6 @@ class Board:
     def _take_note(self, number: int, inode: int, table_at: int, table_bytes: int) -> None:
         self._numbers[inode] = number
         self._tables[number] = (table_at, table_bytes)
-        low = self._board.generation(number) & ((1 << GENERATION_BITS) - 1)
-        self._inodes[(number << GENERATION_BITS) | low] = inode
-        if len(self._inodes) > _MOST_CODES:
-            self._inodes.popitem(last=False)
 
     def _free_number(self, inode: int) -> int:
         """Return a number that an inode can have; the one that was last used longest ago."""

@@ -1,5 +1,6 @@
-"""Reads that a daemon answers itself: what it says to the lane about them, and what if it dies."""
+"""Reads over their own socket: the daemon answers them itself, says so to the lane, and may die."""
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from tests.mount_helper.conftest import TinyMount, wait_for
 from tests.mount_helper.test_survival import has_restarted, read_direct, start_reader, under_load
-from tests.mount_helper.tiny_daemon import LIES, expected
+from tests.mount_helper.tiny_daemon import expected
 
 pytestmark = pytest.mark.mount
 
@@ -16,18 +17,19 @@ DATA = 2
 """The inode of `data` in the tiny daemon."""
 
 
-@pytest.mark.parametrize("mode", ["direct", "direct-inline"])
+@pytest.mark.parametrize("mode", ["reads", "reads-hits", "serve"])
 @pytest.mark.parametrize("size", [4096, 131072, 1 << 20])
 def test_reads_come_through(tiny_mount: TinyMount, mode: str, size: int) -> None:
     tiny_mount.started(mode)
     for offset in range(0, 8 << 20, 1 << 20):
         assert read_direct(tiny_mount.data, offset, size) == expected(DATA, offset, size)
     assert tiny_mount.lane("replies_malformed") == 0
-    assert (tiny_mount.lane("replies_direct") > 0) == (mode == "direct")
+    assert (tiny_mount.lane("replies_direct") > 0) == (mode != "serve")
 
 
-def test_a_short_file_and_a_read_beyond_its_end(tiny_mount: TinyMount) -> None:
-    tiny_mount.started("direct")
+@pytest.mark.parametrize("mode", ["reads", "reads-hits"])
+def test_a_short_file_and_a_read_beyond_its_end(tiny_mount: TinyMount, mode: str) -> None:
+    tiny_mount.started(mode)
     small = Path(tiny_mount.mountpoint) / "small"
     assert small.read_bytes() == expected(3, 0, 100)
     with small.open("rb") as file:
@@ -37,7 +39,7 @@ def test_a_short_file_and_a_read_beyond_its_end(tiny_mount: TinyMount) -> None:
 
 
 def test_no_byte_is_mixed_up_under_load_and_kills(tiny_mount: TinyMount) -> None:
-    tiny_mount.started("direct")
+    tiny_mount.started("reads")
 
     def kill() -> None:
         for count in range(1, 6):
@@ -52,7 +54,7 @@ def test_no_byte_is_mixed_up_under_load_and_kills(tiny_mount: TinyMount) -> None
 
 def test_a_daemon_dies_after_its_answer_and_before_its_word_about_it(tiny_mount: TinyMount) -> None:
     """The next daemon answers once more, and the kernel refuses that."""
-    tiny_mount.started("direct-dies-between", value=3)
+    tiny_mount.started("reads-dies-between", value=3)
     for number in range(6):
         offset = number * 4096
         assert read_direct(tiny_mount.data, offset, 4096) == expected(DATA, offset, 4096)
@@ -61,17 +63,30 @@ def test_a_daemon_dies_after_its_answer_and_before_its_word_about_it(tiny_mount:
     assert tiny_mount.lane("resent") >= 1
 
 
-def test_what_cannot_be_an_answer_is_an_error_and_never_bytes(tiny_mount: TinyMount) -> None:
-    tiny_mount.started("direct-lies")
-    for number in range(len(LIES)):
-        with pytest.raises(OSError, match="Input/output error"):
-            read_direct(tiny_mount.data, number * 4096, 4096)
-    assert tiny_mount.lane("replies_malformed") == len(LIES)
+def test_a_read_that_fails_has_its_own_error(tiny_mount: TinyMount) -> None:
+    tiny_mount.started("reads-fail")
+    with pytest.raises(OSError, match=os.strerror(errno.EBADMSG)):
+        read_direct(tiny_mount.data, 0, 4096)
+    wait_for(lambda: tiny_mount.lane("kept") == 0, "nothing kept")
+
+
+def test_what_no_read_was_answered_by_is_passed_over(tiny_mount: TinyMount) -> None:
+    tiny_mount.started("reads-strange")
+    wait_for(lambda: tiny_mount.lane("replies_unknown") == 1000, "the uniques of no read")
+    assert read_direct(tiny_mount.data, 0, 4096) == expected(DATA, 0, 4096)
+    assert tiny_mount.part("daemon")["restarts"] == 0
+
+
+def test_a_daemon_that_speaks_another_language_is_replaced(tiny_mount: TinyMount) -> None:
+    tiny_mount.started("reads-babbles")
+    assert read_direct(tiny_mount.data, 0, 4096) == expected(DATA, 0, 4096)
+    wait_for(lambda: has_restarted(tiny_mount, 1), "the next daemon")
+    assert tiny_mount.lane("replies_malformed") == 1
 
 
 @pytest.mark.slow
 def test_late_answers_to_readers_that_were_killed_are_dropped(tiny_mount: TinyMount) -> None:
-    tiny_mount.started("direct-late", value=5)
+    tiny_mount.started("reads-late", value=5)
     readers = [start_reader(tiny_mount, direct=True) for _ in range(8)]
     wait_for(lambda: tiny_mount.lane("kept") == len(readers), "the reads")
     for reader in readers:

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 import pyfuse3
 import trio
 
-from cachefs.fuse.replies import ANSWERED, OFFSET_BITS, Replies, take_apart
-from cachefs.tiers.board import Board
+from cachefs.fuse.reads import Reads
+from cachefs.fuse.replies import Replies
 
 FILES = {2: (b"data", 8 << 20), 3: (b"small", 100)}
 PATTERN_BYTES = 1 << 20
@@ -39,17 +39,14 @@ def expected(inode: int, offset: int, size: int) -> bytes:
     return b"".join(pieces)
 
 
-LIES = [b"", ANSWERED[:7], ANSWERED + b"more", (2).to_bytes(8, "little"), b"\xff" * 4096]
-"""Answers to a read that the lane must not believe."""
-
-
 class Tiny(pyfuse3.Operations):
-    def __init__(self, mode: str, value: float, board: Board | None) -> None:
+    def __init__(self, mode: str, value: float, *, is_fresh: bool) -> None:
         super().__init__()
-        self.board = board
-        self.replies = Replies()
+        self.is_fresh = is_fresh
         self.mode = mode
         self.value = value
+        self.channel: socket.socket | None = None
+        """Of reads."""
 
     async def getattr(
         self, inode: int, ctx: pyfuse3.RequestContext | None = None
@@ -95,13 +92,7 @@ class Tiny(pyfuse3.Operations):
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=True)
 
-    async def read(  # type: ignore[override]
-        self, fh: int, off: int, size: int
-    ) -> bytes | memoryview:
-        unique = device = 0
-        if off >> OFFSET_BITS and self.board:
-            code, off, size, unique, device = take_apart(fh, off, size)
-            fh = self.board.inode_of(code) or 0
+    async def read(self, fh: int, off: int, size: int) -> bytes:
         if self.mode == "slow":
             await trio.sleep(self.value)
         if self.mode == "dies-at-reads":
@@ -112,23 +103,42 @@ class Tiny(pyfuse3.Operations):
             self.value -= 1
             if self.value <= 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-        if self.mode == "direct-late":
+        if self.mode == "reads-late":
             await trio.sleep(self.value)
-        data = expected(fh, off, size)
-        if not self.board:
-            return data
-        if self.mode == "direct-lies":
-            return LIES[off // 4096 % len(LIES)]
-        if self.mode == "direct-dies-between":
-            self.replies.reply(data, unique, device)
-            self.value -= 1
-            if self.value == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return self.replies.reply(data, unique, device)
+        if self.mode == "reads-babbles" and self.channel:
+            self.channel.send(b"no unique")
+        if self.mode == "reads-fail":
+            raise pyfuse3.FUSEError(errno.EBADMSG)
+        return expected(fh, off, size)
+
+
+class DiesBetween(Replies):
+    """Dies after its answer to the kernel, before its word to the lane."""
+
+    def __init__(self, answers: float) -> None:
+        super().__init__()
+        self.left = answers
+
+    def answer(self, data: bytes | memoryview, unique: int, device: int) -> None:
+        super().answer(data, unique, device)
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def reads_of(operations: Tiny) -> tuple[Replies, Reads]:
+    mode, value = operations.mode, operations.value
+    replies = DiesBetween(value) if mode == "reads-dies-between" else Replies()
+
+    def read_hit(inode: int, offset: int, size: int) -> memoryview | None:
+        return memoryview(expected(inode, offset, size)) if mode == "reads-hits" else None
+
+    return replies, Reads(replies, read_hit, operations.read)
 
 
 async def serve(control: socket.socket, operations: Tiny) -> None:
     """Serve until the supervisor says stop, or is gone."""
+    replies, reads = reads_of(operations)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pyfuse3.main, 4)
         while True:
@@ -136,8 +146,12 @@ async def serve(control: socket.socket, operations: Tiny) -> None:
             data, fds, _, _ = socket.recv_fds(control, 65536, 16)
             if not data or json.loads(data).get("command") == "stop":
                 break
-            if operations.mode != "direct-inline":
-                operations.replies.take_devices(fds)
+            replies.devices = fds[1:]
+            channel = socket.socket(fileno=fds[0])
+            operations.channel = channel if operations.is_fresh else None
+            if operations.mode == "reads-strange":
+                channel.send(b"".join(number.to_bytes(8, "little") for number in range(1000)))
+            nursery.start_soon(reads.run, channel)
         pyfuse3.terminate()
         nursery.cancel_scope.cancel()
 
@@ -166,17 +180,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         time.sleep(3600)
     if options.mode == "dies-at-restart" and options.start == "restart":
         return 9
-    board = None
-    if options.mode.startswith("direct"):
-        board = Board(options.board_fd, lambda *_: None, serves_hits=False)
-        for inode, (_, size) in FILES.items():
-            board.place(inode, size, 4096)
-    operations = Tiny(options.mode, options.value, board)
+    operations = Tiny(options.mode, options.value, is_fresh=options.start == "fresh")
     pyfuse3.init(operations, f"/dev/fd/{options.fuse_fd}", set())
     if options.mode == "dies-before-init" and options.start == "fresh":
         control.send(b'{"event": "ready"}')
         os.kill(os.getpid(), signal.SIGKILL)
-    control.send(json.dumps({"event": "ready", "direct": board is not None}).encode())
+    control.send(json.dumps({"event": "ready", "reads": options.mode.startswith("reads")}).encode())
     try:
         trio.run(serve, control, operations)
     finally:

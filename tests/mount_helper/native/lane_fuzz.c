@@ -39,7 +39,6 @@ long played_syscall(long number, ...);
 #define MESSAGE_BYTES (2 << 20)
 #define HEADER sizeof(struct fuse_in_header)
 #define READ_BYTES (HEADER + sizeof(struct fuse_read_in))
-#define OFFSET_BITS 48
 #define LATE_MOST 8
 #define CACHESTAT 451
 
@@ -356,14 +355,13 @@ struct reply {
 
 struct daemon_player {
     uint64_t *random;
-    int fd;
-    bool is_direct;
+    int fd, reads_fd; /* reads_fd is -1: it takes reads like all else */
     struct reply *reply;
     struct fuse_out_header late[LATE_MOST];
 };
 
-/* The right answer; payload is what the kernel would get, `word` bytes before it if the daemon is direct. */
-static void make_reply(struct daemon_player *self, const unsigned char *message, size_t length, size_t word) {
+/* The right answer. */
+static void make_reply(struct daemon_player *self, const unsigned char *message, size_t length) {
     const struct fuse_in_header *request = (const void *)message;
     const struct fuse_read_in *read = (const void *)(request + 1);
     struct reply *reply = self->reply;
@@ -371,14 +369,8 @@ static void make_reply(struct daemon_player *self, const unsigned char *message,
     if (request->opcode == FUSE_READ && length < READ_BYTES) {
         reply->header.error = -EINVAL;
     } else if (request->opcode == FUSE_READ) {
-        bool is_named = self->is_direct && length == READ_BYTES && read->offset >> OFFSET_BITS;
-        uint64_t offset = is_named ? read->offset & ((1ULL << OFFSET_BITS) - 1) : read->offset;
-        uint32_t size = is_named ? read->size & ((1u << 21) - 1) : read->size;
-        if (is_named && read->fh != request->unique)
-            say_wrong("unique in a named read", request->unique);
-        memset(reply->payload, 0, word); /* BYTES_FOLLOW */
-        size = size > MAX_READ ? MAX_READ : size;
-        reply->header.len += (uint32_t)word + put_content(reply->payload + word, request->nodeid, offset, size);
+        uint32_t size = read->size > MAX_READ ? MAX_READ : read->size;
+        reply->header.len += put_content(reply->payload, request->nodeid, read->offset, size);
     } else if (next_random(self->random) % 2) {
         reply->header.error = -ENOSYS;
     } else {
@@ -425,29 +417,45 @@ static void lie(struct daemon_player *self) {
     header->unique = unique;
 }
 
-/* Answer a READ in the way of a direct daemon that tells no truth: EIO must come of it. */
-static void answer_malformed(struct daemon_player *self) {
-    struct reply *reply = self->reply;
-    uint64_t word = next_random(self->random) % 2 ? 1 : 2 + next_random(self->random);
-    memcpy(reply->payload, &word, sizeof word);
-    reply->header.len = (uint32_t)sizeof reply->header + (uint32_t)(word == 1 ? 9 : next_random(self->random) % 40);
-    say(self, reply->header.len);
-}
-
-static void answer_itself(struct daemon_player *self, const unsigned char *message, size_t length) {
-    uint64_t word = 1;
-    make_reply(self, message, length, 0);
-    take_answer(&self->reply->header, false);
-    if (next_random(self->random) % 8 == 0)
-        return; /* it dies, or forgets to say so */
-    memcpy(self->reply->payload, &word, sizeof word);
-    self->reply->header.len = sizeof self->reply->header + sizeof word;
-    say(self, self->reply->header.len);
+/* Answer the reads that have come over their own socket; false: say something there that is no answer. */
+static bool serve_reads(struct daemon_player *self) {
+    struct passed_read reads[16];
+    uint64_t answered[2 * 16];
+    size_t count = 0;
+    ssize_t length = recv(self->reads_fd, reads, sizeof reads, MSG_DONTWAIT);
+    if (length < 0)
+        return true;
+    if (length % (ssize_t)sizeof *reads)
+        say_wrong("form of reads", 0);
+    for (size_t i = 0; i < (size_t)length / sizeof *reads; i++) {
+        uint64_t mood = next_random(self->random) % 512;
+        if (reads[i].size > MAX_READ || reads[i].device >= MAX_DEVICES)
+            say_wrong("read that cannot be", reads[i].unique);
+        if (mood == 0)
+            continue; /* never */
+        self->reply->header = (struct fuse_out_header){.len = sizeof self->reply->header, .unique = reads[i].unique};
+        if (mood == 1)
+            self->reply->header.error = -EIO;
+        else
+            self->reply->header.len +=
+                put_content(self->reply->payload, reads[i].inode, reads[i].offset, reads[i].size);
+        take_answer(&self->reply->header, false);
+        if (mood < 6)
+            continue; /* it forgets to say so */
+        answered[count++] = reads[i].unique;
+        if (mood < 10) /* twice, or of no read at all */
+            answered[count++] = mood < 8 ? reads[i].unique : next_random(self->random);
+    }
+    send(self->reads_fd, answered, count * sizeof *answered, MSG_NOSIGNAL);
+    if (next_random(self->random) % 256)
+        return true;
+    send(self->reads_fd, answered, 1 + next_random(self->random) % 7, MSG_NOSIGNAL);
+    return false;
 }
 
 static void serve_one(struct daemon_player *self, const unsigned char *message, size_t length) {
     const struct fuse_in_header *request = (const void *)message;
-    bool is_read = request->opcode == FUSE_READ && length >= READ_BYTES;
+    bool is_read = request->opcode == FUSE_READ && length == READ_BYTES;
     uint64_t mood = next_random(self->random) % 64;
     if (length < HEADER || request->len != length)
         say_wrong("form of what a daemon gets", 0);
@@ -456,13 +464,11 @@ static void serve_one(struct daemon_player *self, const unsigned char *message, 
         return;
     if (mood == 0 && next_random(self->random) % 8 == 0)
         return; /* never */
-    if (is_read && self->is_direct && mood < 16)
-        return answer_itself(self, message, length);
-    make_reply(self, message, length, self->is_direct ? sizeof(uint64_t) : 0);
+    if (is_read && self->reads_fd >= 0)
+        say_wrong("way of a read", request->unique);
+    make_reply(self, message, length);
     if (mood < 24)
         lie(self);
-    if (is_read && self->is_direct && mood == 24)
-        return answer_malformed(self);
     if (mood == 25) { /* too large, in truth or as it says */
         self->reply->header.len = MAX_READ + 2 * PAGE_SIZE;
         return say(self, self->reply->header.len);
@@ -498,8 +504,12 @@ static void live(struct daemon_player *self, unsigned char *message) {
     bool is_well = true;
     memset(self->late, 0, sizeof self->late);
     for (uint64_t served = 0; is_well && !atomic_load(&is_over) && (served < life || atomic_load(&stop));) {
-        struct pollfd poll_fd = {.fd = self->fd, .events = POLLIN};
-        if (poll(&poll_fd, 1, 20) <= 0)
+        struct pollfd polls[] = {{.fd = self->fd, .events = POLLIN}, {.fd = self->reads_fd, .events = POLLIN}};
+        if (poll(polls, 2, 20) <= 0)
+            continue;
+        if (polls[1].revents)
+            is_well = serve_reads(self);
+        if (!polls[0].revents)
             continue;
         ssize_t length = recv(self->fd, message, MESSAGE_BYTES, MSG_DONTWAIT);
         if (length <= 0)
@@ -518,14 +528,16 @@ static void *daemons_loop(void *argument) {
     unsigned char *message = malloc(MESSAGE_BYTES);
     struct daemon_player player = {.random = &self->random, .reply = calloc(1, sizeof *player.reply)};
     while (!atomic_load(&is_over)) {
-        int lanes_end;
+        int lanes_end, reads[2] = {-1, -1};
         player.fd = new_pair(&lanes_end);
-        player.is_direct = next_random(&self->random) % 4 != 0;
-        if (lane_attach(lane, lanes_end, player.is_direct))
-            close(lanes_end);
-        else
+        if (next_random(&self->random) % 4 && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, reads))
+            abort();
+        player.reads_fd = reads[0];
+        if (!lane_attach(lane, lanes_end, reads[1]))
             live(&player, message);
         close(player.fd);
+        if (player.reads_fd >= 0)
+            close(player.reads_fd);
         atomic_fetch_add(&deaths, 1);
         usleep(next_random(&self->random) % 3000);
     }

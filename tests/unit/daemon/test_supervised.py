@@ -43,12 +43,12 @@ def test_a_supervisor_that_is_gone_is_told_nothing(
 async def test_a_stop_is_waited_for(ends: tuple[Supervisor, socket.socket]) -> None:
     supervisor, other = ends
     with trio.move_on_after(0.05) as scope:
-        await supervisor.wait_for_stop(lambda fds: None)
+        await supervisor.wait_for_stop(lambda reads, devices: None)
     assert scope.cancelled_caught
     other.send(b'{"command": "something new"}')
     other.send(b'{"command": "stop"}')
     with trio.fail_after(10):
-        await supervisor.wait_for_stop(lambda fds: None)
+        await supervisor.wait_for_stop(lambda reads, devices: None)
 
 
 async def test_the_end_of_the_supervisor_is_a_stop(
@@ -57,17 +57,26 @@ async def test_the_end_of_the_supervisor_is_a_stop(
     supervisor, other = ends
     other.close()
     with trio.fail_after(10):
-        await supervisor.wait_for_stop(lambda fds: None)
+        await supervisor.wait_for_stop(lambda reads, devices: None)
 
 
-async def test_devices_are_taken_as_they_come(ends: tuple[Supervisor, socket.socket]) -> None:
+async def test_the_socket_for_reads_comes_with_the_devices(
+    ends: tuple[Supervisor, socket.socket],
+) -> None:
     supervisor, other = ends
     taken: list[int] = []
-    socket.send_fds(other, [b'{"command": "devices"}'], [other.fileno()] * 16)
+
+    def take(reads: int, devices: list[int]) -> None:
+        assert os.fstat(reads).st_ino != os.fstat(devices[0]).st_ino
+        taken.extend([reads, *devices])
+
+    null = os.memfd_create("device")
+    socket.send_fds(other, [b'{"command": "reads"}'], [other.fileno()] + [null] * 16)
+    os.close(null)
     other.send(b'{"command": "stop"}')
     with trio.fail_after(10):
-        await supervisor.wait_for_stop(taken.extend)
-    assert len(taken) == 16
+        await supervisor.wait_for_stop(take)
+    assert len(taken) == 17
     for fd in taken:
         os.close(fd)
 

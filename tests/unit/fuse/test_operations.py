@@ -15,8 +15,8 @@ import trio
 
 from cachefs.daemon.cache import Cache
 from cachefs.errors import CachefsError, CorruptError, NotFoundError, StoreUnavailableError
+from cachefs.fuse.opened import OpenImages
 from cachefs.fuse.operations import Operations
-from cachefs.fuse.replies import Replies
 from cachefs.index.manifest_table import ManifestTable
 from cachefs.model.image import Image
 from cachefs.reader import Reader
@@ -62,9 +62,8 @@ class Mounted:
         xattrs: dict[str, Callable[[FileNode], Awaitable[bytes]]] = {
             "user.cachefs.version": self._version
         }
-        self.operations = Operations(
-            self.vfs, reader, self._table, self._renewed, xattrs, NAMES_VALID_S, Replies()
-        )
+        images = OpenImages(self.vfs, reader, self._table, self._renewed)
+        self.operations = Operations(self.vfs, images, xattrs, NAMES_VALID_S)
 
     def show(self) -> None:
         images: list[Image] = [self.store.image(e.name)[0] for e in self.store.images()]
@@ -81,9 +80,7 @@ class Mounted:
         return await self._table(manifest_id)
 
     async def read(self, fh: int, offset: int, size: int) -> bytes:
-        reply = bytes(await self.operations.read(fh, offset, size))
-        assert reply[:8] == bytes(8)  # the bytes follow
-        return reply[8:]
+        return bytes(await self.operations.read(fh, offset, size))
 
     async def look_up(self, path: str) -> int:
         inode = ROOT_INODE
@@ -311,7 +308,7 @@ async def test_no_error_of_a_handler_ends_the_mount(
         def fail(*_: object) -> None:
             raise error
 
-        monkeypatch.setattr(it.operations._reader, "_read_long", fail)
+        monkeypatch.setattr(it.operations._images._reader, "_read_long", fail)
         monkeypatch.setattr(it.vfs, "lookup", fail)
         await fails_with(number, it.operations.read(fh, 0, 10))
         await fails_with(number, it.operations.lookup(ROOT_INODE, b"empty", CONTEXT))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cachefs.tiers import board as board_module
-from cachefs.tiers.board import ACCESS_DTYPE, GENERATION_BITS, Board, NoBoard
+from cachefs.tiers.board import ACCESS_DTYPE, Board, NoBoard
 from cachefs.units import GIB, KIB, TIB
 from mount_helper import _lane
 from mount_helper.board import create
@@ -87,51 +87,12 @@ def test_when_the_tables_have_no_room_the_oldest_go(fd: int) -> None:
     assert {row[1] for row in _lane.Board(fd).images()} == {4, 5}
 
 
-def codes(fd: int) -> dict[int, int]:
-    """By inode, the code that the lane would name it by."""
-    lane = _lane.Board(fd)
-    mask = (1 << GENERATION_BITS) - 1
-    return {
-        inode: number << GENERATION_BITS | lane.generation(number) & mask
-        for number, inode, *_ in lane.images()
-    }
-
-
-def test_reads_name_images_by_their_codes(fd: int) -> None:
-    board = new_board(fd)
-    for inode in range(1, 50):
-        board.place(inode, GIB, CHUNK)
-    for inode, code in codes(fd).items():
-        assert board.inode_of(code) == inode
-    assert board.inode_of(1 << 20) is None
-
-
-def test_a_code_is_known_after_its_image_has_lost_its_place(
-    fd: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    board = new_board(fd)
-    board.place(7, GIB, CHUNK)
-    code = codes(fd)[7]
-    board.forget(7)
-    assert board.inode_of(code) == 7
-    lane = _lane.Board(fd)
-    other = next(inode for inode in range(8, 10**6) if lane.bucket(inode) == lane.bucket(7))
-    board.place(other, GIB, CHUNK)
-    assert board.inode_of(code) == 7
-    assert board.inode_of(codes(fd)[other]) == other
-    monkeypatch.setattr(board_module, "_MOST_CODES", 2)
-    board.place(9, GIB, CHUNK)
-    assert board.inode_of(code) is None  # bounded: the oldest is forgotten
-
-
 def test_the_next_daemon_takes_over(fd: int) -> None:
     first = new_board(fd)
     for inode in range(1, 50):
         first.place(inode, inode * GIB, CHUNK)
     before = windows(fd)
     second = new_board(fd)
-    for inode, code in codes(fd).items():
-        assert second.inode_of(code) == inode
     for inode in range(1, 50):
         second.place(inode, inode * GIB, CHUNK)
     assert windows(fd) == before
@@ -156,9 +117,7 @@ def test_without_hits_nothing_is_offered_nor_published(fd: int) -> None:
     board.place(7, GIB, CHUNK)
     board.publish(7, 0, bytes(32), 4 << 28)
     board.publish_zero(7, 1)
-    [row] = _lane.Board(fd).images()
-    assert row[5] == 0
-    assert board.inode_of(codes(fd)[7]) == 7  # it can be named all the same
+    assert _lane.Board(fd).images() == []
 
 
 def test_published_entries_are_counted_and_pages_given_up(

@@ -1,0 +1,123 @@
+"""The reads that the lane passes on: taken from their socket, and answered to the kernel.
+
+They come past libfuse and pyfuse3, as many as there are at once: for 4 KiB from memory, those take
+longer than all the rest. The lane is told which reads have been answered; what it is not told of,
+it asks again, here or the next daemon.
+
+Concurrency: event loop only. A hit is answered where it is taken; each other read is a task.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+
+import pyfuse3
+import trio
+
+from cachefs.fuse.replies import Replies
+from mount_helper import _lane
+
+_READ = struct.Struct(_lane.PASSED_READ_FORMAT)
+"""unique, inode, offset, size in bytes, device."""
+
+_MOST_AT_ONCE = 16
+"""Reads taken before other tasks get their turn: of 1 MiB each, about 3 ms."""
+
+_MOST_TASKS = 4096
+"""Reads that wait at the same time. Those behind them wait in the lane, hits too."""
+
+ReadHit = Callable[[int, int, int], memoryview | None]
+"""Inode, offset, size: the bytes if they are here now, valid until the next call."""
+ReadLong = Callable[[int, int, int], Awaitable[bytes | memoryview]]
+"""The same with waits; raises FUSEError."""
+
+
+class Reads:
+    """Answers the reads that come over a socket, with what two functions return."""
+
+    def __init__(self, replies: Replies, read_hit: ReadHit, read: ReadLong) -> None:
+        self._replies = replies
+        self._read_hit = read_hit
+        self._read = read
+        self._answered: list[bytes] = []
+        """Uniques that the lane has not been told of."""
+        self._room = trio.Semaphore(_MOST_TASKS)
+
+    async def run(self, reads: socket.socket) -> None:
+        """Answer until cancelled, or until the lane is gone; close the socket."""
+        reads.setblocking(False)
+        with reads:
+            async with trio.open_nursery() as nursery:
+                await self._take_all(reads, nursery)
+
+    async def _take_all(self, reads: socket.socket, nursery: trio.Nursery) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(reads)
+            try:
+                data = reads.recv(_MOST_AT_ONCE * _READ.size)
+            except BlockingIOError:
+                continue
+            except ConnectionResetError:
+                return
+            if not data:
+                return
+            for read in _READ.iter_unpack(data):
+                if not self._answer_hit(*read):
+                    await self._start_task(nursery, reads, read)
+            self._tell_lane(reads)
+
+    def _answer_hit(
+        self, unique: int, inode: int, offset: int, size_bytes: int, device: int
+    ) -> bool:
+        hit = self._read_hit(inode, offset, size_bytes)
+        if hit is None:
+            return False
+        self._replies.answer(hit, unique, device)
+        self._note_answered(unique)
+        return True
+
+    async def _start_task(
+        self, nursery: trio.Nursery, reads: socket.socket, read: tuple[int, int, int, int, int]
+    ) -> None:
+        try:
+            self._room.acquire_nowait()
+        except trio.WouldBlock:
+            self._tell_lane(reads)
+            await self._room.acquire()
+        nursery.start_soon(self._answer_later, reads, *read)
+
+    async def _answer_later(
+        self,
+        reads: socket.socket,
+        unique: int,
+        inode: int,
+        offset: int,
+        size_bytes: int,
+        device: int,
+    ) -> None:
+        try:
+            data = await self._read(inode, offset, size_bytes)
+            self._replies.answer(data, unique, device)
+        except pyfuse3.FUSEError as error:
+            self._replies.answer_error(error.errno, unique, device)
+        finally:
+            self._room.release()
+        self._note_answered(unique)
+        self._tell_lane(reads)
+
+    def _note_answered(self, unique: int) -> None:
+        self._answered.append(unique.to_bytes(8, "little"))
+
+    def _tell_lane(self, reads: socket.socket) -> None:
+        """Say what has been answered; what has no room in the socket is said with the next."""
+        if not self._answered:
+            return
+        try:
+            reads.send(b"".join(self._answered))
+        except BlockingIOError:
+            return
+        except OSError:
+            pass  # the lane is gone: nobody is left to be told
+        self._answered.clear()
