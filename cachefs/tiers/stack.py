@@ -202,7 +202,8 @@ class Stack:
         ref = flight.ref
         if result.outcome is Outcome.KEPT and slot is not None:
             self._count(result, ref.plain_bytes)
-            slot = self._l1.landed(slot, ref.id, ref.plain_bytes, arrival_of(ref))
+            arrival = arrival_of(ref, from_l2=result.from_l2)
+            slot = self._l1.landed(slot, ref.id, ref.plain_bytes, arrival)
             if flight.waiters:
                 self._l1.pin(slot)
                 flight.slot = slot
