@@ -251,7 +251,7 @@ class Stack:
         ref = flight.ref
         if result.outcome is Outcome.KEPT and slot is not None:
             self._count(result, ref.plain_bytes)
-            arrival = arrival_of(ref)
+            arrival = arrival_of(ref, from_l2=result.from_l2)
             if flight.ended_ahead and not flight.was_joined:
                 arrival = arrival._replace(is_prefetched=True)
             slot = flight.landed_in = self._l1.landed(slot, ref.id, ref.plain_bytes, arrival)

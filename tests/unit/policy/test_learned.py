@@ -334,3 +334,53 @@ def test_its_cpu() -> None:
     started_s = time.process_time()
     replay(accesses, 300, make_policy("ml", Ticks()))
     assert (time.process_time() - started_s) / len(accesses) < 200e-6
+
+
+class Blind:
+    """A model that knows nothing."""
+
+    name = "blind"
+
+    def score(self, features: Features) -> Features:
+        return np.full(len(features), 0.5, np.float32)
+
+    def state(self) -> bytes:
+        return b""
+
+
+def ruled_by_the_blind(arrivals: list[Arrival]) -> Learned:
+    policy = Learned(Ticks())
+    policy.grow(len(arrivals))
+    policy.adopt(Blind())
+    policy.guard.begin(MODEL, policy._held_rows)
+    for slot, arrival in enumerate(arrivals):
+        policy.insert(slot, arrival)
+    return policy
+
+
+def test_what_is_cheap_to_fetch_again_goes_first() -> None:
+    cheap = set(range(3, 64, 5))
+    arrivals = [
+        Arrival(slot + 1, slot * SPAN, SPAN, cost=0.25 if slot in cheap else 1.0)
+        for slot in range(64)
+    ]
+    policy = ruled_by_the_blind(arrivals)
+    assert set(policy.evict(len(cheap) // 2, lambda _: False)) <= cheap
+
+
+def test_chunks_of_an_earlier_run_are_as_dear_as_others() -> None:
+    policy = ruled_by_the_blind([Arrival(slot + 1) for slot in range(32)])
+    policy.grow(64)
+    policy.insert_many(np.arange(32, 64))
+    assert (policy.memory.slots["cost"] == 1).all()
+
+
+def test_what_was_prefetched_is_as_old_as_its_arrival() -> None:
+    memory = new_memory(4)
+    memory.now = 10_000
+    memory.arrive(np.array([0, 1]), [Arrival(1, is_prefetched=True), Arrival(2)])
+    features = memory.features(np.array([0, 1]))
+    assert features[0, FEATURES.index("recency")] == 0
+    assert features[0, FEATURES.index("prefetched, unused")] == 1
+    digest(memory, [0])
+    assert memory.features(np.array([0]))[0, FEATURES.index("prefetched, unused")] == 0

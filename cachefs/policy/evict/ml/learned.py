@@ -28,7 +28,7 @@ from cachefs.policy.evict.order import Ticks
 from cachefs.policy.evict.seam import UNKNOWN, Arrival, Keep, Slots
 
 _SAMPLES_PER_USE = 1 / 8
-_SAMPLES_AT_ONCE = 24
+_SAMPLES_AT_ONCE = 64
 _SAMPLES_PER_RANKING = 8
 _FIRST_TRAINING = 512
 _TRAINING_INTERVAL = 16_384
@@ -46,7 +46,8 @@ class Learned(Ranker):
         self.trainings = 0
         self.samples = Samples()
         self.guard = Guard(0, self.memory, seed)
-        self._kind = model
+        self.kind = model
+        """Of the models to come."""
         self._seed = seed
         self._due = 0.0
         self._sampling = Round(seed + 1)
@@ -114,7 +115,13 @@ class Learned(Ranker):
         self._is_training = True
         features, after = self.samples.training_set()
         labels = soft_labels(after, self._boundary)
-        return partial(self._kind.train, features, labels, self.model, self.trainings)
+        return partial(self.kind.train, features, labels, self.model, self.trainings)
+
+    def learn_by(self, kind: type[Trees | Logistic]) -> None:
+        """Train other models from now on, the first at once: what was under way is not to come."""
+        self.kind = kind
+        self._is_training = False
+        self._next_training = self.samples.labelled
 
     def adopt(self, model: Model | None) -> None:
         """Take a model that was trained (None: that failed, try again later), or loaded."""

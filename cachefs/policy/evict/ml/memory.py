@@ -77,12 +77,14 @@ class Memory:
         rows["born"] = self.now
         rows["gaps"] = NO_GAP
         self.past.recall(rows)
+        rows["last"][rows["is_unused"] & (rows["last"] == 0)] = self.now  # so old is its arrival
         self.slots[slots] = rows
 
     def arrive_many(self, slots: Slots) -> None:
         """Chunks of which nothing is known are in these slots."""
         self.slots[slots] = np.zeros(1, ROW)
         self.slots["gaps"][slots] = NO_GAP
+        self.slots["cost"][slots] = 1
         self.slots["born"][slots] = self.slots["last"][slots] = self.now
 
     def leave(self, slots: Slots) -> None:

@@ -24,6 +24,8 @@ _BATCH_SHARE = 16
 _CANDIDATES = 512
 _CANDIDATE_SHARE = 2
 _POOL = 512
+_MOST_IN_VAIN = 2
+"""Rankings in a row all of whose slots have to stay."""
 
 
 class Ranker(Lru):
@@ -45,7 +47,9 @@ class Ranker(Lru):
         """Slots and stamps, the best to give up last."""
         self._pool = np.zeros(0, np.int64)
         self._pool_stamps = np.zeros(0, np.uint32)
-        self._pool_scores = np.zeros(0, np.float32)
+        self._pool_losses = np.zeros(0, np.float32)
+        """What giving each up is likely to cost: the chance that it is wanted soon, times what a
+        fetch takes."""
 
     def insert(self, slot: int, arrival: Arrival = UNKNOWN) -> None:
         """See EvictionPolicy."""
@@ -77,19 +81,18 @@ class Ranker(Lru):
         if self.model is None:
             return self._oldest(count, keep)
         chosen: list[int] = []
-        rankings = 0
+        in_vain = 0
         stamps = self._used.stamps
-        while len(chosen) < count:
+        while len(chosen) < count and in_vain <= _MOST_IN_VAIN:
             if not self._ranked:
-                rankings += 1
-                if rankings > 1 + count // 8:
-                    break
+                in_vain += 1
                 self._rank()
             while self._ranked and len(chosen) < count:
                 slot, stamp = self._ranked.pop()
                 if stamps[slot] == stamp and not keep(slot):
                     self._leave(slot)  # now: the next ranking must not find it again
                     chosen.append(slot)
+                    in_vain = 0
         if len(chosen) < count:  # nearly all are kept: whatever may go
             chosen += self._oldest(count - len(chosen), keep)
         return chosen
@@ -103,7 +106,7 @@ class Ranker(Lru):
         """Rank by this model from now on."""
         self.model = model
         self._pool = self._pool[:0]  # its scores are another model's
-        self._pool_stamps, self._pool_scores = self._pool_stamps[:0], self._pool_scores[:0]
+        self._pool_stamps, self._pool_losses = self._pool_stamps[:0], self._pool_losses[:0]
         self._ranked.clear()
 
     def _oldest(self, count: int, keep: Keep) -> list[int]:
@@ -173,14 +176,15 @@ class Ranker(Lru):
         scores = self._score(features)
         self._take_scores(fresh, features, scores)
         slots = np.concatenate((fresh, self._pool[living]))
-        scores = np.concatenate((scores, self._pool_scores[living]))
-        order = np.argsort(-scores, kind="stable")
+        loss = (1 - scores) * self.memory.slots["cost"][fresh]
+        losses = np.concatenate((loss, self._pool_losses[living]))
+        order = np.argsort(losses, kind="stable")
         most = min(len(slots) // 8, self._used.count // _BATCH_SHARE, _BATCH)
         best = max(1, most)
         chosen = slots[order[:best]][::-1]
         self._ranked = list(zip(chosen.tolist(), view[chosen].tolist(), strict=True))
         rest = order[best : best + _POOL]
-        self._pool, self._pool_scores = slots[rest], scores[rest]
+        self._pool, self._pool_losses = slots[rest], losses[rest]
         self._pool_stamps = view[self._pool]
 
     def _take_scores(self, slots: Slots, features: Features, scores: Scores) -> None:
