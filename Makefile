@@ -88,7 +88,7 @@ coverage: setup ## the test suite with line and branch coverage, subprocesses in
 	$(BIN)/coverage report
 
 # ------------------------------------------------------------------------------------------ measure it
-.PHONY: bench-hot bench-tail bench-disk bench-cold bench-tiers bench-s3 bench-s3-clients bench-import bench-chunk-size bench-eviction bench-eviction-large bench-observe bench-prefetch
+.PHONY: bench-hot bench-tail bench-disk bench-cold bench-tiers bench-s3 bench-s3-clients bench-import bench-chunk-size bench-eviction bench-eviction-large bench-prefetch bench-observe bench-waste
 BENCH_ARGS ?=
 
 bench-hot: setup build/libfuse_pread ## hits, beside a bare pyfuse3 server and C libfuse servers
@@ -120,6 +120,9 @@ bench-chunk-size: setup-bench ## chunk sizes on two versions of a Debian image
 
 bench-observe: setup ## what it costs a hit or a miss that fetching ahead looks at it
 	$(BIN)/python -m bench.observe $(BENCH_ARGS)
+
+bench-waste: setup ## what is fetched ahead of random readers and not read
+	$(BIN)/python -m bench.waste $(BENCH_ARGS)
 
 bench-eviction: setup ## policies on real traces (a folder of yours: BENCH_ARGS="--traces FOLDER")
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.eviction $(BENCH_ARGS)

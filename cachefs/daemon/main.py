@@ -107,7 +107,7 @@ class Daemon:
         spare = start.run_dir / "manifests"
         spare.mkdir(exist_ok=True)
         self.tables = Tables((folder.manifests_path, spare), self.pool)
-        self.vfs = Vfs()
+        self.vfs = Vfs(config.fetch.on_outage)
         self.listing = ListingTask(self.vfs, Names(cache.database), self.pool, self.metrics)
         self.learning = Learning(cache)
         self.scrub = Scrub(cache.l1, config.l1.scrub_bytes_per_s, self.metrics)

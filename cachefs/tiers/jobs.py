@@ -75,12 +75,16 @@ class ChunkJob:
 
 @dataclass(frozen=True, slots=True)
 class ChunksDone:
-    """The answer to a ChunkJob. `requests` and `frame_bytes` are what it cost at the store."""
+    """The answer to a ChunkJob. `requests` and `frame_bytes` are what it cost at the store.
+
+    `bypassed`: requests that were not made, because the store had failed before.
+    """
 
     number: int
     fetched: tuple[Fetched, ...]
     requests: int
     frame_bytes: int
+    bypassed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -246,20 +246,26 @@ class Stack:
         if isinstance(answer, ChunksDone):
             self._metrics.l3_requests += answer.requests
             self._metrics.l3_frame_bytes += answer.frame_bytes
+            self._metrics.l3_bypassed += answer.bypassed
             fetched = answer.fetched
         else:
             message = str(getattr(answer, "error", "the fetcher failed"))
             fetched = (Fetched(Outcome.UNAVAILABLE, message=message),) * len(pairs)
-        for member, ((flight, slot), result) in enumerate(zip(pairs, fetched, strict=True)):
-            if member not in has_landed:
-                self._chunk_answered(flight, slot, result)
+        again = [
+            flight
+            for member, ((flight, slot), result) in enumerate(zip(pairs, fetched, strict=True))
+            if member not in has_landed and self._chunk_answered(flight, slot, result)
+        ]
+        if again:
+            self._nursery.start_soon(self._try_again, again)
         self._metrics.flights = len(self._flights)
 
-    def _chunk_answered(self, flight: Flight, slot: int | None, result: Fetched) -> None:
+    def _chunk_answered(self, flight: Flight, slot: int | None, result: Fetched) -> bool:
+        """Take note of how the fetch of a chunk went; whether it is to be tried again later."""
         ref = flight.ref
         if result.outcome is Outcome.KEPT and slot is not None:
             self._count(result, ref.plain_bytes)
-            arrival = arrival_of(ref)
+            arrival = arrival_of(ref, from_l2=result.from_l2)
             if flight.ended_ahead and not flight.was_joined:
                 arrival = arrival._replace(is_prefetched=True)
             slot = flight.landed_in = self._l1.landed(slot, ref.id, ref.plain_bytes, arrival)
@@ -267,7 +273,7 @@ class Stack:
                 self._l1.pin(slot)
                 flight.slot = slot
             self._end(flight)
-            return
+            return False
         if slot is not None:
             self._l1.give_back(slot)
         if result.outcome is Outcome.UNKEPT:
@@ -276,8 +282,8 @@ class Stack:
             self._metrics.l1_errors += slot is not None
             flight.plain = result.plain
             self._end(flight)
-        else:
-            self._failed(flight, result)
+            return False
+        return self._failed(flight, result)
 
     def _count(self, result: Fetched, plain_bytes: int) -> None:
         if result.from_l2:
@@ -287,8 +293,8 @@ class Stack:
             self._metrics.l3_chunks += 1
             self._metrics.l3_plain_bytes += plain_bytes
 
-    def _failed(self, flight: Flight, result: Fetched) -> None:
-        """Try again what may get better while somebody waits; end the flight else."""
+    def _failed(self, flight: Flight, result: Fetched) -> bool:
+        """End the flight, or say that it is to be tried again: while somebody waits."""
         if result.outcome is Outcome.MISSING:
             self._end(flight, ObjectMissingError(result.message))
         elif result.outcome is Outcome.REFUSED:
@@ -308,17 +314,23 @@ class Stack:
             self._metrics.l3_retries += 1
             flight.outages += 1
             flight.outage = result.message
-            self._nursery.start_soon(self._try_again, flight, result.message)
+            return True
+        return False
 
-    async def _try_again(self, flight: Flight, message: str) -> None:
+    async def _try_again(self, flights: list[Flight]) -> None:
+        """Fetch again what one job failed to, as one batch: neighbours stay one request."""
+        deadline_s = min(flight.deadline_s for flight in flights)
+        outages = min(flight.outages for flight in flights)
         # However long the outage was, whoever waits is not to miss its end: half of what is left.
-        left_s = max(_FIRST_PAUSE_S, (flight.deadline_s - trio.current_time()) / 2)
-        pause_s = min(_LONGEST_PAUSE_S, left_s, _FIRST_PAUSE_S * 2 ** (flight.outages - 1))
+        left_s = max(_FIRST_PAUSE_S, (deadline_s - trio.current_time()) / 2)
+        pause_s = min(_LONGEST_PAUSE_S, left_s, _FIRST_PAUSE_S * 2 ** min(outages - 1, 10))
         await trio.sleep(pause_s * random.uniform(0.5, 1.0))
-        if flight.waiters:
-            self._start([flight], flight.chunk_bytes)
-        else:
-            self._end(flight, StoreUnavailableError(message))
+        wanted = [flight for flight in flights if flight.waiters]
+        for flight in flights:
+            if not flight.waiters:
+                self._end(flight, StoreUnavailableError(flight.outage))
+        if wanted:
+            self._start(wanted, wanted[0].chunk_bytes)
 
     def _end(self, flight: Flight, error: CachefsError | None = None) -> None:
         flight.error = error

@@ -128,8 +128,8 @@ def test_unmounted_while_prefetching(mount: Mount, proxy: HttpProxy) -> None:
 
 def test_wrong_bytes_ahead_are_kept_by_nobody(mount: Mount, proxy: HttpProxy) -> None:
     with (mount / "image").open("rb"):
-        proxy.script.play(*[Fault("flip"), *[Fault()] * 5] * 3, matches=is_pack)
+        proxy.script.play(*[Fault("flip"), *[Fault()] * 9] * 2, matches=is_pack)
         assert (read_direct(mount / "image") == DATA) is True
     metrics = mount.metrics()
-    assert metrics["l3_corrupt"] == 3
+    assert 1 <= metrics["l3_corrupt"] <= 2  # the second only if so many requests are made
     assert metrics["read_errors"] == 0

@@ -1,26 +1,31 @@
 """How long runs last here: whether a sequential run of so many bytes is worth running ahead of.
 
-A histogram of the lengths at which runs ended, in powers of two, fading. A reader of whole files
-ends where files end, one of 1 MiB at random places after 1 MiB, however its requests were cut; so
-what a run of 512 KiB promises is learned for each image, not assumed. Runs count whether or not
-anything was fetched for them, so a verdict mends itself when the readers change.
+A histogram of the lengths at which runs ended, two steps for each doubling, fading. A reader of
+whole files ends where files end, one of 1 MiB at random places after 1 MiB, however its requests
+were cut; so what a run of 512 KiB promises is learned for each image, not assumed. Runs count
+whether or not anything was fetched for them, so a verdict mends itself when the readers change.
 """
 
 from __future__ import annotations
 
+import math
+
 from cachefs.units import KIB
 
 _SMALLEST_BYTES = 4 * KIB
-_BUCKETS = 32
+_STEPS = 2
+"""For each doubling."""
+
+_BUCKETS = 64
 _MEMORY = 64.0
 """Runs; older ones fade."""
 
-_LIKELY = 0.5
-"""Running ahead of what is less likely would waste more than it would use."""
+_LIKELY = 0.6
+"""Running ahead of what is less likely would waste nearly as much as it would use."""
 
 _PRIOR_RUNS = 4.0
 _PRIOR_CHANCE = 0.75
-"""Before anything is known a run is believed to double, and four runs say otherwise."""
+"""To double, before anything is known: a few runs that end say otherwise."""
 
 
 class RunLengths:
@@ -51,8 +56,8 @@ class RunLengths:
     def reach(self, run_bytes: int) -> tuple[int, float]:
         """Return how long a run of this length will become, more likely than not; and the chance.
 
-        The length is a power of two, and no more than 4 times `run_bytes`; 0 if it is likely to
-        end before the next one.
+        The length is a step of the histogram, and no more than 4 times `run_bytes`; 0 if it is
+        likely to end before the next one.
         """
         bucket = _bucket(run_bytes)
         found = self._reach.get(bucket)
@@ -63,14 +68,15 @@ class RunLengths:
     def _furthest(self, bucket: int) -> tuple[int, float]:
         reached = sum(self._ended[bucket:]) + _PRIOR_RUNS
         furthest = 0, 0.0
-        for further in (bucket + 1, bucket + 2):
-            prior = _PRIOR_RUNS * _PRIOR_CHANCE ** (further - bucket)
+        for further in range(bucket + 1, bucket + 2 * _STEPS + 1):
+            prior = _PRIOR_RUNS * _PRIOR_CHANCE ** ((further - bucket) / _STEPS)
             chance = (sum(self._ended[further:]) + prior) / reached
             if chance < _LIKELY:
                 break
-            furthest = _SMALLEST_BYTES << (further - 1), chance
+            furthest = int(_SMALLEST_BYTES * 2 ** (further / _STEPS)), chance
         return furthest
 
 
 def _bucket(run_bytes: int) -> int:
-    return min(_BUCKETS - 1, max(0, (run_bytes // _SMALLEST_BYTES).bit_length()))
+    steps = math.floor(_STEPS * math.log2(max(run_bytes, _SMALLEST_BYTES) / _SMALLEST_BYTES))
+    return min(_BUCKETS - 1, steps)

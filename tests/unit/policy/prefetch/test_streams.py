@@ -101,15 +101,17 @@ def test_streams_are_bounded_and_what_is_quiet_goes() -> None:
 
 def test_what_runs_promise_is_learned_from_how_they_ended() -> None:
     lengths = RunLengths()
-    assert lengths.reach(64 * KIB)[0] == 256 * KIB
+    assert 128 * KIB < lengths.reach(64 * KIB)[0] < 256 * KIB
     for _ in range(20):
         lengths.add(MIB)
     assert lengths.reach(512 * KIB)[0] == lengths.reach(1000 * KIB)[0] == MIB
     assert lengths.reach(512 * KIB)[1] > 0.9
+    assert lengths.reach(256 * KIB)[0] == MIB
     assert lengths.reach(MIB) == (0, 0.0)
     for _ in range(200):
         lengths.add(GIB)
     assert lengths.reach(MIB)[0] == 4 * MIB
+    assert lengths.reach(0)[0] == 16 * KIB
 
 
 def test_a_run_that_goes_on_after_another_was_begun_has_not_ended() -> None:
@@ -119,5 +121,5 @@ def test_a_run_that_goes_on_after_another_was_begun_has_not_ended() -> None:
             streams.observe(read((4 * turn + n) * MIB, MIB), CHUNK)
         for n in range(4):
             streams.observe(read(GIB * (turn + 1) + n * MIB, MIB), CHUNK)
-    assert streams.lengths.reach(8 * MIB)[0] == 32 * MIB  # as nothing was seen to end there
+    assert streams.lengths.reach(8 * MIB)[0] > 16 * MIB  # as nothing was seen to end there
     assert streams.lengths.reach(4 * MIB)[0] == 0
