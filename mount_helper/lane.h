@@ -24,6 +24,7 @@
 #define MAX_DAEMONS 4  /* attached at once: one, and for a moment its successor */
 #define MAX_DEVICES 16 /* open files of /dev/fuse: one for each thread that reads there */
 #define OPCODES 64
+#define HOLD_ERROR 600 /* of a daemon's reply; the kernel knows no such error, and would refuse it */
 #define SECOND_NS 1000000000ULL
 
 enum event { EVENT_INIT_ANSWERED = 1, EVENT_DAEMON_LOST = 2, EVENT_UNMOUNTED = 4 };
@@ -32,7 +33,7 @@ enum event { EVENT_INIT_ANSWERED = 1, EVENT_DAEMON_LOST = 2, EVENT_UNMOUNTED = 4
     X(requests)                /* read from the kernel */                                                             \
     X(replies)                 /* of the daemon, written to the kernel by the lane */                                 \
     X(replies_direct)          /* of the daemon, written to the kernel by itself */                                   \
-    X(resent)                  /* sent again: their daemon was lost, or a deadline passed */                          \
+    X(resent)                  /* sent again: their daemon was lost or gave them back, or a deadline passed */        \
     X(daemons_attached)        /* since the mount */                                                                  \
     X(daemons_lost)                                                                                                    \
     X(notifications)           /* written to the kernel */                                                            \
@@ -48,6 +49,7 @@ enum event { EVENT_INIT_ANSWERED = 1, EVENT_DAEMON_LOST = 2, EVENT_UNMOUNTED = 4
     X(write_errors)            /* other errors of write to the kernel */                                              \
     X(requests_malformed)                                                                                              \
     X(interrupts)              /* INTERRUPT requests */                                                               \
+    X(given_back)              /* by a daemon, because the store is away and the image's readers shall wait */        \
     X(answered_killed)         /* answered here with EINTR: the reader was killed */                                  \
     X(answered_outage)         /* answered here with EIO: no daemon for request_deadline_s */                         \
     X(answered_late)           /* answered here with EIO: the daemon did not answer, twice */                         \
@@ -61,8 +63,8 @@ struct lane_counters {
 #undef X
 };
 
-/* Where a kept request is: nobody has it; a daemon; the disk. */
-enum kept_state { KEPT_WAITING, KEPT_SENT, KEPT_ON_DISK, KEPT_STATES };
+/* Where a kept request is: nobody has it; a daemon; the disk; a daemon gave it back. */
+enum kept_state { KEPT_WAITING, KEPT_SENT, KEPT_ON_DISK, KEPT_HELD, KEPT_STATES };
 
 /* A request that the kernel waits for. Under lane.mutex. */
 struct kept {
@@ -75,10 +77,12 @@ struct kept {
     uint64_t checked_ns;    /* when it came, or its reader was last looked up */
     uint64_t daemon_serial; /* of the daemon that has it */
     enum kept_state state;
-    uint32_t length, opcode, pid, device;
+    uint32_t length, opcode, pid, device; /* pid: of the thread */
+    uint32_t process; /* that the thread belongs to; 0: not looked up yet */
     bool interrupted;
     bool sent_before; /* some daemon has had it */
     bool sent_again;  /* its daemon did not answer within the deadline */
+    bool is_held;     /* a daemon has given it back: it has no deadline any more */
     _Alignas(8) unsigned char inline_body[INLINE_SIZE];
 };
 
@@ -97,6 +101,7 @@ struct kept_table {
     struct kept *free_list;
     struct slab *slabs;
     uint64_t count, bytes;
+    uint64_t held; /* of these: is_held */
 };
 
 /* A read, as a daemon gets it over the socket for reads; its file handle is the inode. */
@@ -190,6 +195,8 @@ struct kept *kept_find(struct kept_table *table, uint64_t unique);
 /* Take a request out of the table. Its opcode: it was there, and the caller is the one who answers it. 0: it was not. */
 uint32_t kept_take(struct kept_table *table, uint64_t unique, uint32_t *device);
 void kept_move(struct kept_table *table, struct kept *kept, enum kept_state state, uint64_t daemon_serial);
+/* A daemon gives it back. */
+void kept_hold(struct kept_table *table, struct kept *kept);
 void kept_free_all(struct kept_table *table);
 
 /* lane.c */

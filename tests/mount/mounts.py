@@ -20,7 +20,14 @@ from mount_helper import control, mounting, rundir
 CACHEFS = Path(sys.executable).with_name("cachefs")
 COMMAND_WAIT_S = 50.0
 DEADLINE_S = 30.0
-GAUGES = ("waiting_reads", "flights", "pinned_slots", "l2_queued_bytes", "l2_open_breakers")
+GAUGES = (
+    "waiting_reads",
+    "flights",
+    "pinned_slots",
+    "l2_queued_bytes",
+    "l2_open_breakers",
+    "ahead_jobs",
+)
 PAGE_BYTES = 4096
 
 

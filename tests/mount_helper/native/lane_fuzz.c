@@ -194,6 +194,8 @@ static void take_answer(const struct fuse_out_header *reply, bool is_by_lane) {
             say_wrong("answer to an INTERRUPT", reply->unique);
         return;
     }
+    if (reply->error == -HOLD_ERROR)
+        return say_wrong("the kernel was told to hold", reply->unique);
     if (!request)
         return say_wrong("answer to nothing", reply->unique);
     uint32_t before = atomic_fetch_add(is_by_lane ? &request->by_lane : &request->by_daemon, 1);
@@ -433,6 +435,10 @@ static bool serve_reads(struct daemon_player *self) {
             say_wrong("read that cannot be", reads[i].unique);
         if (mood == 0)
             continue; /* never */
+        if (mood >= 10 && mood < 16) { /* the store is away: the lane is to ask again */
+            answered[count++] = reads[i].unique | 1;
+            continue;
+        }
         self->reply->header = (struct fuse_out_header){.len = sizeof self->reply->header, .unique = reads[i].unique};
         if (mood == 1)
             self->reply->header.error = -EIO;
@@ -479,6 +485,10 @@ static void serve_one(struct daemon_player *self, const unsigned char *message, 
         *late = (struct fuse_out_header){.len = sizeof now, .error = -EIO, .unique = now.unique};
         if (!self->reply->header.unique)
             return;
+    }
+    if (mood == 28) { /* the store is away: the lane is to ask again */
+        self->reply->header.len = sizeof self->reply->header;
+        self->reply->header.error = -HOLD_ERROR;
     }
     say(self, self->reply->header.len);
     if (mood == 27) /* twice */
@@ -687,13 +697,15 @@ int main(int count, char **arguments) {
         changed += atomic_load(&board->counters[i].value[COUNTER_changed]);
         on_disk += atomic_load(&board->counters[i].value[COUNTER_disk_reads]);
     }
-    printf("requests %u, hits %llu, changed %llu, from disk %llu, past the page cache %llu, deaths %u, malformed %llu\n",
+    unsigned long long given_back = atomic_load(&lane->count.given_back);
+    printf("requests %u, hits %llu, changed %llu, from disk %llu, past the page cache %llu, deaths %u, given back %llu, "
+           "malformed %llu\n",
            atomic_load(&sent_count), hits, changed, on_disk, atomic_load(&lane->count.disk_direct), atomic_load(&deaths),
-           (unsigned long long)atomic_load(&lane->count.requests_malformed));
+           given_back, (unsigned long long)atomic_load(&lane->count.requests_malformed));
     if (passed != reasons)
         say_wrong("reads were passed on without a reason, or the other way round", 0);
     bool is_on_disk = atomic_load(&lane->count.disk_direct) && atomic_load(&faults);
-    if (!hits || !atomic_load(&deaths) || (has_no_aio ? !on_disk : !is_on_disk))
+    if (!hits || !given_back || lane->kept.held || !atomic_load(&deaths) || (has_no_aio ? !on_disk : !is_on_disk))
         say_wrong("too little happened", 0);
     lane_close(lane);
     close(kernel_fd);
