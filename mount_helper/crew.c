@@ -1,17 +1,22 @@
 /*
  * The crew: the threads that read requests from the kernel, and how they take turns.
  *
- * As long as hits come from memory, `wanted` readers are best: more would only get into each other's way. But a reader
- * that waits for the disk answers nobody. So before it does, it sees to it that `wanted` others read requests: it calls
- * those that are parked, or starts new ones, up to `most`. When it is back it reads on; there may be more than wanted
- * then, and while reads go to the disk that is right: they need no calling. A reader that has met no disk for a while,
- * when there are more than wanted, parks. When all of the crew wait for the disk, the daemon gets the rest.
+ * As long as hits come from memory, `wanted` readers are enough, and one is best while each request comes after the last
+ * answer: then it stays on the processor where the guest left it, and no other one has to be woken for the next request.
+ * A reader's load is how often there is another request when it has got one; it asks the kernel now and then. When the load
+ * is high, it calls another reader; when it is low, it parks and leaves the rest to the others.
  *
- * Most reads of the disk need none of that: disk.c submits them, and its own thread answers.
+ * A reader that waits for the disk answers nobody. So before it does, it sees to it that `wanted` others read requests: it
+ * calls those that are parked, or starts new ones, up to `most`. When it is back it reads on; there may be more than
+ * wanted then, and while reads go to the disk that is right: they need no calling. A reader that has met no disk for a
+ * while, when there are more than wanted, parks. When all of the crew wait for the disk, the daemon gets the rest.
+ *
+ * Most reads of the disk need none of that: disk.c submits them, and its own threads answer.
  */
 #include "hits.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/resource.h>
@@ -19,6 +24,12 @@
 #include <unistd.h>
 
 #define READER_NICE -15
+#define FULL_LOAD 1024
+#define HIGH_LOAD (FULL_LOAD / 2)
+#define SOME_LOAD (FULL_LOAD / 4) /* of one who has just begun */
+#define LOW_LOAD (FULL_LOAD / 16)
+#define LOOK_REQUESTS 16   /* between two looks for another request, which take 0.3 us */
+#define LOOKS 8            /* that the load is about */
 #define WAITING_READERS 32 /* that wait for the disk at once: the queue depth that a fast SSD wants */
 
 static void *reader_loop(void *argument);
@@ -88,15 +99,39 @@ static void wait_for_call(struct lane *lane) {
     crew->called -= crew->called > 0;
 }
 
-/* Park, if more read requests than are wanted. */
-static void park(struct lane *lane) {
+/* Park, if more than `enough` read requests. */
+static void park(struct lane *lane, uint32_t enough) {
     struct crew *crew = &lane->crew;
     pthread_mutex_lock(&crew->mutex);
-    if (atomic_load(&crew->reading) > crew->wanted) {
+    if (atomic_load(&crew->reading) > enough) {
         atomic_fetch_sub(&crew->reading, 1);
         wait_for_call(lane);
     }
     pthread_mutex_unlock(&crew->mutex);
+}
+
+/* Is there another request already? */
+static bool is_more_to_do(struct reader *self) {
+    struct pollfd device = {.fd = self->lane->devices[self->device], .events = POLLIN};
+    return poll(&device, 1, 0) == 1 && device.revents == POLLIN;
+}
+
+static void weigh(struct reader *self) {
+    if (++self->requests % LOOK_REQUESTS == 0)
+        self->load += ((is_more_to_do(self) ? FULL_LOAD : 0) - self->load) / LOOKS;
+}
+
+/* Call another reader, or park, as the load wants it. */
+static void balance(struct reader *self) {
+    struct lane *lane = self->lane;
+    uint32_t reading = atomic_load_explicit(&lane->crew.reading, memory_order_relaxed), wanted = lane->crew.wanted;
+    if (self->load > HIGH_LOAD && reading < wanted) {
+        call_reader(lane);
+        self->load = SOME_LOAD;
+    } else if (self->calm > CALM_REQUESTS && reading > (self->load < LOW_LOAD ? 1 : wanted)) {
+        park(lane, self->load < LOW_LOAD ? 1 : wanted);
+        self->load = SOME_LOAD;
+    }
 }
 
 /* One request; false at the end of the mount. */
@@ -111,6 +146,7 @@ static bool serve(struct reader *self) {
         return false;
     }
     self->hit.came_ns = precise_ns();
+    weigh(self);
     bool is_read = (size_t)length >= sizeof *request + sizeof(struct fuse_read_in) && request->opcode == FUSE_READ &&
                    request->len == (size_t)length;
     if (!is_read || !serve_read(self, request))
@@ -137,11 +173,11 @@ static void *reader_loop(void *argument) {
     pthread_mutex_lock(&lane->crew.mutex);
     wait_for_call(lane);
     pthread_mutex_unlock(&lane->crew.mutex);
+    self->load = SOME_LOAD;
     while (!atomic_load(&lane->stop) && serve(self)) {
         wait_for_room(lane);
-        if (++self->calm > CALM_REQUESTS && atomic_load_explicit(&lane->crew.reading, memory_order_relaxed) >
-                                                lane->crew.wanted)
-            park(lane);
+        self->calm++;
+        balance(self);
     }
     call_reader(lane); /* the next one finds the same end */
     return NULL;

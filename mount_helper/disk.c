@@ -8,8 +8,9 @@
  * after the bytes have come, and what is in doubt goes to the daemon.
  *
  * Linux AIO (io_submit) and not io_uring: a ring posts what is done in the thread that submitted it, and would wake a
- * reader that waits for requests; and containers forbid it more often. Where AIO is forbidden too, or cachestat is not there to tell
- * what is in memory (before Linux 6.5), the crew waits for the disk as it does for large reads (docs/decisions/0011).
+ * reader that waits for requests; and containers forbid it more often. Where AIO is forbidden too, or cachestat is not
+ * there to tell what is in memory (before Linux 6.5), the crew waits for the disk as it does for large reads
+ * (docs/decisions/0011).
  *
  * The page cache is still of use: guests that boot from one image read the same chunks one after another, and a sequential
  * reader wants its readahead. So when a place was read lately, or follows one that was, the reader tries the page cache
@@ -41,7 +42,7 @@
 #define PLACES_NEXT_BITS 8       /* and because they come after one that was */
 #define FINISHERS 2
 #define FINISHER_NICE -15
-#define CACHESTAT 451     /* the same number everywhere; younger than some systems' headers */
+#define CACHESTAT 451            /* the same number everywhere; younger than some systems' headers */
 
 struct disk_read {
     struct disk_read *next_free;

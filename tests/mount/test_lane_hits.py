@@ -235,6 +235,7 @@ def test_no_wrong_byte_when_the_index_is_lost_and_the_segments_are_made_again(
     under_comparison(mount, images, 4, lose_the_index)
     hits = lane(mount, "hits")
     data = images.data["64k/page"]
+    wait_for((mount / "64k/page").exists, "the store to be listed")
     for _ in range(2):
         assert read_direct(mount / "64k/page") == data
     wait_for(lambda: read_direct(mount / "64k/page") and lane(mount, "hits") > hits, "hits again")

@@ -688,8 +688,11 @@ int main(int count, char **arguments) {
     pthread_join(daemons.thread, NULL);
     pthread_join(slots.thread, NULL);
     pthread_join(answers.thread, NULL);
-    unsigned long long hits = 0, changed = 0, on_disk = 0;
+    unsigned long long hits = 0, changed = 0, on_disk = 0, passed = 0, reasons = 0;
     for (int i = 0; i < BOARD_THREADS; i++) {
+        passed += atomic_load(&board->counters[i].value[COUNTER_passed_reads]);
+        for (int reason = COUNTER_unknown_image; reason <= COUNTER_disk_busy; reason++)
+            reasons += atomic_load(&board->counters[i].value[reason]);
         hits += atomic_load(&board->counters[i].value[COUNTER_hits]);
         changed += atomic_load(&board->counters[i].value[COUNTER_changed]);
         on_disk += atomic_load(&board->counters[i].value[COUNTER_disk_reads]);
@@ -699,6 +702,8 @@ int main(int count, char **arguments) {
            "malformed %llu\n",
            atomic_load(&sent_count), hits, changed, on_disk, atomic_load(&lane->count.disk_direct), atomic_load(&deaths),
            given_back, (unsigned long long)atomic_load(&lane->count.requests_malformed));
+    if (passed != reasons)
+        say_wrong("reads were passed on without a reason, or the other way round", 0);
     bool is_on_disk = atomic_load(&lane->count.disk_direct) && atomic_load(&faults);
     if (!hits || !given_back || lane->kept.held || !atomic_load(&deaths) || (has_no_aio ? !on_disk : !is_on_disk))
         say_wrong("too little happened", 0);
