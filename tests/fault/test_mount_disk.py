@@ -101,6 +101,18 @@ def test_a_daemon_dies_and_starts_on_a_disk_that_fails(
     assert (read_direct(mount / "cold") == COLD) is True
 
 
+def test_local_tables_on_a_disk_that_cannot_be_read(broken: tuple[Mount, FaultyDisk]) -> None:
+    """The next daemon needs them: they come from the store, and lie elsewhere then."""
+    mount, disk = broken
+    mount.kill_daemon_and_wait()
+    disk.fail(reads=errno.EIO)
+    assert (read_part(mount, 0) == part(0)[1]) is True
+    assert (read_direct(mount / "warm") == WARM) is True
+    assert mount.metrics()["read_errors"] == 0
+    disk.heal()
+    wait_for(lambda: is_kept(mount, 40), "an L1 that keeps again")
+
+
 def test_a_disk_that_is_slow_by_five_seconds(broken: tuple[Mount, FaultyDisk]) -> None:
     mount, disk = broken
     disk.fail(delay_s=5)
