@@ -100,6 +100,7 @@ def test_reads_wait_for_the_store_and_other_images_do_not_notice(
     assert metrics["held_reads"] >= 6
     assert metrics["read_errors"] == 1  # of the image that fails
     assert "image 'held'" in mount.log()
+    assert "requests wait for the store" in mount.command("status", mount.mountpoint).stdout
 
     ended_s = time.monotonic()
     outage.end()
