@@ -3,6 +3,7 @@
 import errno
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,25 @@ def test_a_daemon_dies_and_starts_on_a_disk_that_fails(
     disk.heal()
     wait_for(lambda: is_kept(mount, 40), "an L1 that keeps again")
     assert (read_direct(mount / "cold") == COLD) is True
+
+
+def test_the_scrub_of_a_disk_that_cannot_be_read_gives_up_no_chunk(
+    broken: tuple[Mount, FaultyDisk],
+) -> None:
+    """But for the few that show that it is the disk; it goes on when the disk is back."""
+    mount, disk = broken
+    assert (read_direct(mount / "cold") == COLD) is True
+    chunks = mount.daemon()["l1"]["resident_chunks"]
+    disk.fail(reads=errno.EIO)
+    with ThreadPoolExecutor(1) as pool:
+        scrub = pool.submit(mount.scrub)
+        wait_for(lambda: mount.metrics()["l1_left"], "an L1 that is left alone")
+        time.sleep(1)
+        disk.heal()
+        found = scrub.result()
+    assert found["dropped_chunks"] <= 4
+    assert mount.daemon()["l1"]["resident_chunks"] >= chunks - 4
+    assert mount.metrics()["l1_left"] == 0
 
 
 def test_local_tables_on_a_disk_that_cannot_be_read(broken: tuple[Mount, FaultyDisk]) -> None:
