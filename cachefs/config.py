@@ -196,6 +196,24 @@ class L2Section(_Section):
     """A chunk that `codec` shrinks by less than this is stored plain there."""
 
 
+class PrefetchSection(_Section):
+    """What is fetched before anybody asks for it."""
+
+    enabled: bool = True
+    most_bytes: Size = Field(default=256 * MIB, ge=0, le=TIB)
+    """The most that is fetched ahead and not read yet; `l1_share` bounds it, too."""
+    l1_share: float = Field(default=0.125, gt=0, le=1)
+    """The part of L1's quota that chunks may take which nobody has read yet."""
+    window_bytes: Size = Field(default=128 * MIB, ge=64 * KIB, le=4 * GIB)
+    """The furthest that a sequential reader is run ahead of."""
+    request_bytes: Size = Field(default=8 * MIB, ge=64 * KIB, le=64 * MIB)
+    """The most that one request asks the store for."""
+    requests: int = Field(default=4, ge=1, le=64)
+    """Requests ahead of demand that one fetcher of a store on S3 has under way at once, at most."""
+    bytes_per_s: Size = Field(default=0, ge=0, le=TIB)
+    """The most that is asked for ahead in a second; 0: as much as the store gives."""
+
+
 class MountSection(_Section):
     """How the kernel sees the mount."""
 
@@ -241,6 +259,7 @@ class Config(_Section):
     l2: L2Section = L2Section()
     eviction: EvictionSection = EvictionSection()
     fetch: FetchSection = FetchSection()
+    prefetch: PrefetchSection = PrefetchSection()
     mount: MountSection = MountSection()
     lane: LaneSection = LaneSection()
     metrics: MetricsSection = MetricsSection()
@@ -281,6 +300,12 @@ MOUNT_OPTIONS: dict[str, tuple[str, str]] = {
     "fetchers": ("fetch", "fetchers"),
     "read_deadline": ("fetch", "read_deadline_s"),
     "job_timeout": ("fetch", "job_timeout_s"),
+    "prefetch": ("prefetch", "enabled"),
+    "prefetch_most": ("prefetch", "most_bytes"),
+    "prefetch_window": ("prefetch", "window_bytes"),
+    "prefetch_request": ("prefetch", "request_bytes"),
+    "prefetch_requests": ("prefetch", "requests"),
+    "prefetch_rate": ("prefetch", "bytes_per_s"),
     "on_outage": ("fetch", "on_outage"),
     "refresh": ("store", "refresh_s"),
     "s3_endpoint": ("s3", "endpoint"),

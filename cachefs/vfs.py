@@ -119,13 +119,17 @@ class Vfs:
         for inode, (name, version) in versions.items():
             self._older[inode] = FileNode(inode, name, version)
 
+    def known(self, inode: int) -> Node | None:
+        """Return what an inode stands for, None if nothing that was ever shown."""
+        return self.tree.nodes.get(inode) or self._older.get(inode)
+
     def node(self, inode: int) -> Node:
         """Return what an inode stands for.
 
         Raises:
             NotFoundError: nothing that was ever shown.
         """
-        node = self.tree.nodes.get(inode) or self._older.get(inode)
+        node = self.known(inode)
         if node is None:
             raise NotFoundError(f"no inode {inode}")
         return node

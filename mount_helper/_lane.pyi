@@ -61,6 +61,7 @@ class LaneStatistics(TypedDict):
     answered_killed: int
     answered_outage: int
     answered_late: int
+    disk_direct: int
     disk_late: int
     throttled: int
     held: int

@@ -79,6 +79,7 @@
 #define NAP_NS 100000
 #define PF_EXITING 0x4       /* of the kernel: a thread that ends */
 #define GIVEN_BACK_BIT 1ULL  /* set in the unique of a read that is not answered */
+#define STOP_TRY_NS 20000000
 #define INTERRUPT_BIT 1ULL   /* set in the unique of an INTERRUPT; all other uniques are even */
 
 #define LARGEST_OFFSET (1ULL << 48) /* of any image */
@@ -268,12 +269,14 @@ static void pass_to_daemon(struct lane *lane, struct kept *kept) {
         send_kept(lane, kept);
 }
 
-void pass_from_disk(struct lane *lane, uint64_t unique) {
+bool pass_from_disk(struct lane *lane, uint64_t unique) {
     pthread_mutex_lock(&lane->mutex);
     struct kept *kept = kept_find(&lane->kept, unique);
-    if (kept && kept->state == KEPT_ON_DISK)
+    bool is_on_disk = kept && kept->state == KEPT_ON_DISK;
+    if (is_on_disk)
         pass_to_daemon(lane, kept);
     pthread_mutex_unlock(&lane->mutex);
+    return is_on_disk;
 }
 
 static void keep_init(struct lane *lane, const struct fuse_in_header *request, uint32_t device) {
@@ -805,6 +808,24 @@ int start_thread(pthread_t *thread, void *(*loop)(void *), void *argument) {
     return error;
 }
 
+/*
+ * Wait for the end of a thread that lane.stop tells to end. A signal can come just before it begins to wait in the kernel,
+ * so it is sent until the thread has ended. False: it hangs, and needs what it uses for ever.
+ */
+bool end_thread(pthread_t thread, int *tries) {
+    for (; *tries > 0; --*tries) {
+        struct timespec until;
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += STOP_TRY_NS;
+        until.tv_sec += until.tv_nsec / (long)SECOND_NS;
+        until.tv_nsec %= (long)SECOND_NS;
+        pthread_kill(thread, SIGRTMIN);
+        if (!pthread_timedjoin_np(thread, NULL, &until))
+            return true;
+    }
+    return false;
+}
+
 struct lane *lane_new(const int *devices, uint32_t device_count, struct board *board, uint32_t max_read) {
     struct lane *lane = calloc(1, sizeof *lane);
     if (!lane)
@@ -843,6 +864,7 @@ int lane_start(struct lane *lane) {
     if (error)
         return error;
     lane->started = true;
+    disk_start(lane);
     if ((error = start_thread(&lane->notifier, notifier_loop, lane)) || (error = crew_start(lane)))
         abort(); /* half a lane serves nobody */
     return 0;
@@ -911,7 +933,7 @@ void lane_close(struct lane *lane) {
     if (lane->started) {
         pthread_join(lane->carrier, NULL);
         joined = join_within_a_second(lane->notifier);
-        joined = crew_stop(lane) && joined;
+        joined = crew_stop(lane) && disk_stop(lane) && joined;
     }
     for (uint32_t i = 0; i < lane->device_count; i++)
         close(lane->devices[i]);
@@ -924,9 +946,13 @@ void lane_close(struct lane *lane) {
         next = notification->next;
         free(notification);
     }
-    for (int class = 0; class < BOARD_CLASSES; class++)
-        if (atomic_load(&lane->has_segment[class]))
-            close(lane->segment_fds[class]);
+    for (int class = 0; class < BOARD_CLASSES; class++) {
+        struct segment *segment = &lane->segments[class];
+        if (atomic_load(&segment->is_there))
+            close(segment->fd);
+        if (segment->has_direct_fd)
+            close(segment->direct_fd);
+    }
     munmap(lane->board, BOARD_BYTES);
     free(lane->init);
     free(lane->reply_pages);

@@ -37,6 +37,12 @@ class OpenImages:
         self._renew_table = renew_table
         self._board = board
         self._tables: dict[int, ManifestTable] = {}
+        self.on_closed: Callable[[int], None] = lambda _: None
+        """Told of each handle that was closed."""
+
+    def table_of(self, inode: int) -> ManifestTable | None:
+        """Return the table of an image that is being read."""
+        return self._tables.get(inode)
 
     async def open(self, inode: int) -> ManifestTable:
         """Return an image's table, fetched if need be."""
@@ -45,6 +51,7 @@ class OpenImages:
 
     def close(self, inode: int) -> None:
         """Forget an image's table; another handle of the same version finds it again."""
+        self.on_closed(inode)
         self._tables.pop(inode, None)
 
     def read_hit(self, inode: int, offset: int, size_bytes: int) -> memoryview | None:

@@ -20,6 +20,7 @@ from cachefs.errors import (
 )
 from cachefs.tiers import stack as module
 from cachefs.tiers.jobs import ChunkJob, ChunksDone, Failed, Fetched, Outcome
+from cachefs.tiers.pool import DEMAND
 from cachefs.tiers.stack import Stack
 from cachefs.units import KIB, MIB
 from tests.caches import HandPool, Plain, opened_cache, plain_chunk
@@ -131,7 +132,7 @@ async def test_jobs_are_in_the_order_of_packs_and_of_a_bounded_size(cache: Cache
         assert [len(job.wanted) for job in jobs] == [8, 8]  # an even share for each fetcher
         offsets = [wanted.offset for job in jobs for wanted in job.wanted]
         assert offsets == sorted(offsets)
-        assert all(priority == module.DEMAND for _, priority, _ in bench.pool.jobs)
+        assert all(priority == DEMAND for _, priority, _ in bench.pool.jobs)
         bench.land()
         assert not bench.ended
         bench.land()

@@ -125,7 +125,9 @@ def test_status_for_people_and_programs(mounts: Mounts, images: Images) -> None:
         assert part in told.stdout, told.stdout
     status = mount.status()
     assert status["state"] == "serving"
-    assert status["daemon"]["metrics"]["read_bytes"] == len(images.data["pattern"])
+    metrics = status["daemon"]["metrics"]
+    by_both = metrics["read_bytes"] + status["lane"]["reads"]["hit_bytes"]
+    assert by_both == len(images.data["pattern"])
     assert status["daemon"]["l1"]["resident_bytes"] == len(images.data["pattern"])
     assert len(status["daemon"]["fetchers"]["pids"]) >= 1
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from array import array
 
 import numpy as np
+import numpy.typing as npt
 
 from cachefs.policy.evict.ghosts import Ghosts
-from cachefs.policy.evict.lru import FEW, Lru
+from cachefs.policy.evict.lru import FEW, Keys, Lru
 from cachefs.policy.evict.order import Order, Ticks
 from cachefs.policy.evict.seam import UNKNOWN, Arrival, Keep, Slots
 
@@ -62,6 +63,11 @@ class S3Fifo(Lru):
         self._main.put_many(slots)
         np.frombuffer(self._keys, np.uint64)[slots] = 0
         np.frombuffer(self._uses, np.uint8)[slots] = 0
+
+    def inherit(self, stamps: npt.NDArray[np.uint32], keys: Keys, main_share: float) -> None:
+        """See Lru. All is in the main queue, as when this policy fills an empty cache."""
+        super().inherit(stamps, keys, main_share)
+        np.frombuffer(self._keys, np.uint64)[:] = keys
 
     def touch(self, slot: int) -> None:
         """See EvictionPolicy."""
