@@ -128,7 +128,7 @@ class Stack:
         has free slots for. `ended` is told of each flight, `answered` then of the job: whether the
         store was there. What fails is not tried again, unless somebody waits for it by then.
         """
-        slots = self._l1.take_free(chunk_bytes, len(refs))
+        slots = [] if self._l1.is_left else self._l1.take_free(chunk_bytes, len(refs))
         if not slots:
             return 0
         number = self._pool.next_number()
