@@ -79,7 +79,7 @@ check: setup ## format, lint, types, layers, and more warnings for C
 	$(BIN)/lint-imports
 	$(CC) -fsyntax-only $(C_WARNINGS) -isystem $$($(BIN)/python -c \
 	    'import sysconfig; print(sysconfig.get_path("include"))') mount_helper/*.c
-	$(CC) -fsyntax-only $(C_WARNINGS) tests/mount_helper/native/*.c
+	$(CC) -fsyntax-only $(C_WARNINGS) tests/mount_helper/native/*.c tests/disk/*.c
 	$(CC) -fsyntax-only $(C_WARNINGS) $$(pkg-config --cflags fuse3) bench/servers/*.c
 
 # Open to all, because some tests run a process as nobody.
