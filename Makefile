@@ -52,6 +52,11 @@ stress: export CACHEFS_LONGEST_READ_S = 2
 stress: setup ## a minute of eviction under comparison, a hundred kills under load
 	$(BIN)/python -m pytest tests/mount/test_lane_hits.py tests/fault/test_mount_kills.py $(PYTEST_ARGS)
 
+.PHONY: chaos
+CHAOS_ARGS ?=
+chaos: setup ## faults of every tier at random, under a load that compares (CHAOS_ARGS="--seconds 600 --seed 7")
+	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
+
 .PHONY: model sanitize fuzz
 model: setup ## the model of the board's protocols, deeper than `make test` does (minutes)
 	MODEL_DEPTH=2 $(BIN)/python -m pytest --timeout 3600 tests/model $(PYTEST_ARGS)
@@ -74,7 +79,7 @@ check: setup ## format, lint, types, layers, and more warnings for C
 	$(BIN)/lint-imports
 	$(CC) -fsyntax-only $(C_WARNINGS) -isystem $$($(BIN)/python -c \
 	    'import sysconfig; print(sysconfig.get_path("include"))') mount_helper/*.c
-	$(CC) -fsyntax-only $(C_WARNINGS) tests/mount_helper/native/*.c
+	$(CC) -fsyntax-only $(C_WARNINGS) tests/mount_helper/native/*.c tests/disk/*.c
 	$(CC) -fsyntax-only $(C_WARNINGS) $$(pkg-config --cflags fuse3) bench/servers/*.c
 
 # Open to all, because some tests run a process as nobody.

@@ -94,6 +94,7 @@ class Metrics:
     flights: int = _gauge("Chunks that are being fetched now")
     l2_queued_bytes: int = _gauge("Frames that wait to be written to L2 now")
     l2_open_breakers: int = _gauge("Fetchers that leave L2 alone now")
+    l1_left: int = _gauge("Whether L1 is left alone now, because its disk fails or hangs")
     pinned_slots: int = _gauge("Slots that reads hold now")
 
     def take_lane(self, counts: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from cachefs.reader import Reader
 from cachefs.store.s3_settings import S3Settings
 from cachefs.store.store import Store
 from cachefs.tiers.demotion import Demotion
+from cachefs.tiers.disk_watch import DiskWatch
 from cachefs.tiers.jobs import Answer, ChunkJob, ChunksDone, Done, Fetched, Job, Outcome
 from cachefs.tiers.pool import FetcherPool
 from cachefs.tiers.scrub import Scrub
@@ -105,6 +106,7 @@ class Parts:
         )
         self.tables = Tables((folder.manifests_path,), self.pool)
         self.images = Images(store, self.tables, reader, deadline_s) if store else None
+        self.disk_watch = DiskWatch(self.opened.l1, config.lane.disk_patience_s)
         self.scrub = Scrub(self.opened.l1, config.l1.scrub_bytes_per_s, self.metrics)
 
     async def flush(self) -> None:
@@ -205,6 +207,7 @@ class Engine:
                     parts.opened.keeper.run,
                     parts.pool.run,
                     parts.scrub.run,
+                    parts.disk_watch.run,
                     parts.values.run,
                 ):
                     nursery.start_soon(task)

@@ -262,6 +262,10 @@ def _for_people(status: dict[str, Any]) -> str:
     share = 100 * from_l1 / asked if asked else 0.0
     if daemon["store"]["error"]:
         lines.append(f"  store     does not answer: {daemon['store']['error']}")
+    if status["lane"]["held"]:
+        lines.append(f"  held      {status['lane']['held']} requests wait for the store")
+    if metrics["l1_left"]:
+        lines.append("  L1        is left alone: its disk fails or hangs")
     held, quota = format_size(l1["resident_bytes"]), format_size(l1["quota_bytes"])
     fetched, compressed = (format_size(metrics[f"l3_{kind}_bytes"]) for kind in ("plain", "frame"))
     rows = {

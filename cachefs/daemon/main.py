@@ -57,6 +57,7 @@ from cachefs.store.store import open_store
 from cachefs.tiers.accesses import Accesses
 from cachefs.tiers.board import Board
 from cachefs.tiers.demotion import Demotion
+from cachefs.tiers.disk_watch import DiskWatch
 from cachefs.tiers.hints import Hints
 from cachefs.tiers.pool import FetcherPool
 from cachefs.tiers.scrub import Scrub
@@ -111,6 +112,7 @@ class Daemon:
         self.listing = ListingTask(self.vfs, Names(cache.database), self.pool, self.metrics)
         self.learning = Learning(cache)
         self.scrub = Scrub(cache.l1, config.l1.scrub_bytes_per_s, self.metrics)
+        self.disk_watch = DiskWatch(cache.l1, config.lane.disk_patience_s)
         self.hints = Hints(cache.l1)
         self.accesses = Accesses(board, cache.l1, self.metrics)
         self.prefetcher: Prefetcher | None = None
@@ -129,6 +131,7 @@ class Daemon:
             self.config.fetch.read_deadline_s,
             verify_reads=self.config.l1.verify == "read",
             buffer=self.replies.buffer,
+            disk_patience_s=self.config.lane.disk_patience_s,
         )
         images = OpenImages(self.vfs, reader, self._table, self._renewed_table, self.board)
         self.prefetcher = make_prefetcher(
@@ -271,6 +274,7 @@ async def _run_tasks(daemon: Daemon, start: Start, supervisor: Supervisor) -> No
             nursery.start_soon(daemon.cache.keeper.run)
             nursery.start_soon(daemon.listing.run, config.store.refresh_s)
             nursery.start_soon(daemon.scrub.run)
+            nursery.start_soon(daemon.disk_watch.run)
             nursery.start_soon(daemon.hints.run)
             nursery.start_soon(daemon.accesses.run)
             nursery.start_soon(daemon.recording.run)

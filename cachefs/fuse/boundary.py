@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
+import lmdb
 import pyfuse3
 import trio
 
@@ -55,6 +56,9 @@ def handler(
         except trio.TooSlowError as error:
             _log(f"{operation.__name__}: the store did not answer in time")
             raise pyfuse3.FUSEError(errno.EIO) from error
+        except lmdb.PanicError:
+            # This process can use the index no more: the keeper ends it. The next one answers.
+            await trio.sleep_forever()
         except Exception as error:
             logger.exception("%s failed", operation.__name__)
             raise pyfuse3.FUSEError(errno.EIO) from error

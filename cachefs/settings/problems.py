@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal, Union, get_args, get_origin
 
 import annotated_types
@@ -16,6 +17,8 @@ from cachefs.units import GIB, KIB, MIB, TIB
 
 _NEAR = 0.6
 """difflib's measure of likeness, from which a name is taken for a misspelling of another."""
+
+_LIMITS = {"greater_than_equal", "greater_than", "less_than_equal", "less_than", "literal_error"}
 
 _UNITS = ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"))
 
@@ -39,14 +42,23 @@ def allowed(field: FieldInfo) -> str:
     choices = list(_choices(field.annotation))
     if choices:
         return " or ".join(f"'{choice}'" for choice in choices)
-    bounds = {type(limit): limit for limit in field.metadata}
-    least, most = bounds.get(annotated_types.Ge), bounds.get(annotated_types.Le)
-    if isinstance(least, annotated_types.Ge) and isinstance(most, annotated_types.Le):
+    show = size_text if is_size(field) else str
+    limits = [limit for limit in map(partial(_limit, show), field.metadata) if limit]
+    if limits:
         number = "a whole number" if field.annotation is int else "a number"
-        kind = "a size" if is_size(field) else number
-        show = size_text if is_size(field) else str
-        return f"{kind}, {show(least.ge)} to {show(most.le)}"
+        return f"{'a size' if is_size(field) else number}, {' to '.join(limits)}"
     return "true or false" if field.annotation is bool else ""
+
+
+def _limit(show: Callable[[Any], str], limit: object) -> str:
+    """Return a limit for people, empty if it is none; the lower one comes first in every field."""
+    if isinstance(limit, annotated_types.Ge):
+        return show(limit.ge)
+    if isinstance(limit, annotated_types.Gt):
+        return f"more than {show(limit.gt)}"
+    if isinstance(limit, annotated_types.Le):
+        return show(limit.le)
+    return f"less than {show(limit.lt)}" if isinstance(limit, annotated_types.Lt) else ""
 
 
 def nearest(name: str, names: Mapping[str, Any] | list[str]) -> str | None:
@@ -92,7 +104,7 @@ def _problem(model: type[BaseModel], problem: Any) -> str:
         return f"{said}: there is no such key" + (f"; is {near} meant?" if near else "")
     field = _field(model, place)
     range_text = allowed(field) if field else ""
-    is_limit = problem["type"] in {"greater_than_equal", "less_than_equal", "literal_error"}
+    is_limit = problem["type"] in _LIMITS
     if range_text and (is_limit or problem["type"].endswith(("_parsing", "_type"))):
         return f"{said}: it can be {range_text}"
     more = f"; it can be {range_text}" if range_text else ""

@@ -18,6 +18,8 @@ class Flight:
     ref: ChunkRef
     chunk_bytes: int
     deadline_s: float
+    is_kept: bool = True
+    """Whether it is to land in a slot; else its bytes are for its readers only."""
     waiters: int = 0
     ended: trio.Event = field(default_factory=trio.Event)
     slot: int | None = None

@@ -36,9 +36,13 @@ from cachefs.index.segments import (
 from cachefs.metrics import Metrics
 from cachefs.policy.evict.seam import UNKNOWN, Arrival, EvictionPolicy, Slots
 from cachefs.tiers.board import NoBoard, SlotBoard
+from cachefs.tiers.breaker import Breaker, State
 from cachefs.tiers.slots import ClassSlots
 
 logger = logging.getLogger(__name__)
+
+_FAILURES, _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2, 0.5, 10.0
+"""Reads of slots that failed in a row, until L1 is left; pauses between probes of its disk."""
 
 _MOST_USES = 4096
 """Told in one go, some 0.2 ms; at more hits than that in a keeper's turn it is done between."""
@@ -63,6 +67,8 @@ class L1:
         self.metrics = metrics
         self.epoch = Epoch(database)
         self.classes: dict[int, ClassSlots] = {}
+        self.health = Breaker(_FAILURES, _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
+        """Of the disk, as readers see it; a DiskWatch probes it when it is open."""
         self.drops = 0
         """Chunks given up so far. A place that was found at the same count is still the place."""
         self.wake = trio.Event()
@@ -86,6 +92,11 @@ class L1:
         self._is_loaded = False
         self.residency = Residency(database, self._extent_slots)
         self._load()
+
+    @property
+    def is_left(self) -> bool:
+        """Whether its disk is left alone: nothing is read from it, and nothing written."""
+        return self.health.state is not State.CLOSED
 
     def find(self, chunk_id: bytes) -> Placement | None:
         """Return where a chunk is, None if it is not here."""

@@ -77,18 +77,24 @@ class Stack:
 
     @contextmanager
     def flights(
-        self, refs: Sequence[ChunkRef], chunk_bytes: int, deadline_s: float
+        self,
+        refs: Sequence[ChunkRef],
+        chunk_bytes: int,
+        deadline_s: float,
+        *,
+        is_kept: bool = True,
     ) -> Iterator[list[Flight]]:
         """Start or join the flights of chunks that L1 does not hold, and leave them at the end.
 
-        Equal chunks share one flight. `deadline_s` is on trio's clock.
+        Equal chunks share one flight. `deadline_s` is on trio's clock. Not `is_kept`: L1 has them,
+        and cannot be read now.
         """
         joined: list[Flight] = []
         fresh: list[Flight] = []
         for ref in refs:
             flight = self._flights.get(ref.id)
             if flight is None:
-                flight = self._flights[ref.id] = Flight(ref, chunk_bytes, deadline_s)
+                flight = self._flights[ref.id] = Flight(ref, chunk_bytes, deadline_s, is_kept)
                 fresh.append(flight)
             else:
                 self._metrics.joined_chunks += 1
@@ -125,7 +131,7 @@ class Stack:
         has free slots for. `ended` is told of each flight, `answered` then of the job: whether the
         store was there. What fails is not tried again, unless somebody waits for it by then.
         """
-        slots = self._l1.take_free(chunk_bytes, len(refs))
+        slots = [] if self._l1.is_left else self._l1.take_free(chunk_bytes, len(refs))
         if not slots:
             return 0
         number = self._pool.next_number()
@@ -179,6 +185,9 @@ class Stack:
 
     def _start(self, flights: list[Flight], chunk_bytes: int) -> None:
         """Send flights off: at once where L1 has free slots, else when it has some."""
+        if self._l1.is_left or not all(flight.is_kept for flight in flights):
+            self._submit(flights, [None] * len(flights))
+            return
         try:
             free = len(self._l1.class_for(chunk_bytes).free)
         except CacheError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cachefs.store.store import Store
+from mount_helper import control
 from tests.fault.test_mount_outage import Outage, fail_to_read, seconds
 from tests.mount.fio import Fio, write_pattern
 from tests.mount.mounts import CACHEFS, Mount, Mounts, exists, read_direct, wait_for
@@ -100,6 +101,7 @@ def test_reads_wait_for_the_store_and_other_images_do_not_notice(
     assert metrics["held_reads"] >= 6
     assert metrics["read_errors"] == 1  # of the image that fails
     assert "image 'held'" in mount.log()
+    assert "requests wait for the store" in mount.command("status", mount.mountpoint).stdout
 
     ended_s = time.monotonic()
     outage.end()
@@ -137,6 +139,8 @@ def test_daemons_die_while_a_read_is_held(
     mount.kill_daemon_and_wait()
     time.sleep(2 * DEADLINE_S)
     assert [reader.is_under_way() for reader in [*readers, late]] == [True] * 3
+    assert control.ask(mount.run_folder, {"command": "restart-daemon"})["ok"]
+    wait_for(lambda: mount.supervised()["daemon"]["restarts"] >= 5, "a daemon after an upgrade")
     outage.end()
     assert [reader.digest() for reader in readers] == [WANTED] * 2
     assert late.digest() == digest_of(HELD[AT + SIZE_BYTES :][:SIZE_BYTES])
@@ -179,6 +183,34 @@ def test_an_image_opens_when_the_store_is_back(mount: Mount, outage: Outage) -> 
         assert reader.is_under_way()
         outage.end()
         assert reader.digest() == digest_of(noise(5000, 4))
+    finally:
+        reader.end()
+
+
+def test_a_killed_process_that_opens_is_gone_at_once(mount: Mount, outage: Outage) -> None:
+    outage.begin()
+    reader = Reading(mount / "unopened", 0, 5000)
+    try:
+        wait_until_held(mount)
+        reader.kill()
+        wait_for(lambda: held(mount) == 0, "no request that is held", 5)
+    finally:
+        reader.end()
+
+
+def test_without_hits_of_the_lane_it_is_the_same(mounts: Mounts, store: Store) -> None:
+    mount = mounts(store.url).start(f"read_deadline={DEADLINE_S},nolane_hits")
+    read_direct(mount / "held", 0, CHUNK_BYTES)
+    outage = Outage(store_path(store))
+    outage.begin()
+    reader = Reading(mount / "held", AT, SIZE_BYTES)
+    try:
+        wait_until_held(mount)
+        mount.kill_daemon_and_wait()
+        time.sleep(DEADLINE_S)
+        assert reader.is_under_way()
+        outage.end()
+        assert reader.digest() == WANTED
     finally:
         reader.end()
 
