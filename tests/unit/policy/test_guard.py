@@ -51,6 +51,7 @@ def rows_of(keys: list[int]) -> Rows:
     rows["key"] = keys
     rows["place"] = np.array(keys) * SPAN
     rows["span"] = SPAN
+    rows["cost"] = 1
     return rows
 
 
