@@ -88,7 +88,7 @@ coverage: setup ## the test suite with line and branch coverage, subprocesses in
 	$(BIN)/coverage report
 
 # ------------------------------------------------------------------------------------------ measure it
-.PHONY: bench-hot bench-tail bench-disk bench-cold bench-tiers bench-s3 bench-s3-clients bench-import bench-chunk-size bench-eviction bench-eviction-large
+.PHONY: bench-hot bench-tail bench-disk bench-cold bench-tiers bench-s3 bench-s3-clients bench-import bench-chunk-size bench-eviction bench-eviction-large bench-prefetch
 BENCH_ARGS ?=
 
 bench-hot: setup build/libfuse_pread ## hits, beside a bare pyfuse3 server and C libfuse servers
@@ -120,6 +120,9 @@ bench-chunk-size: setup-bench ## chunk sizes on two versions of a Debian image
 
 bench-eviction: setup ## policies on real traces (a folder of yours: BENCH_ARGS="--traces FOLDER")
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.eviction $(BENCH_ARGS)
+
+bench-prefetch: setup ## arms on real traces and boots (a folder of yours: BENCH_ARGS="--traces FOLDER")
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.prefetch $(BENCH_ARGS)
 
 bench-eviction-large: setup # CPU and memory of policies over 16 million chunks: minutes, 8 GB
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.eviction --large $(BENCH_ARGS)

@@ -39,6 +39,10 @@ MAX_READ_BYTES = MIB
 _MOST_HINTS = 16 * 1024
 """About 5 MB; 1 GiB of chunks of 64 KiB."""
 
+_MOST_WAITING = 2048
+"""Reads that may wait here before those that can wait elsewhere do; half of what the FUSE session
+has tasks for, so that an image whose readers hold on leaves room for the others."""
+
 _DISK_THREADS = 32
 """Slot reads that wait for the disk at the same time: the queue depth that a fast SSD wants."""
 
@@ -108,12 +112,18 @@ class Reader:
         return buffer
 
     async def read(
-        self, table: ManifestTable, offset: int, size_bytes: int, inode: int = NO_INODE
+        self,
+        table: ManifestTable,
+        offset: int,
+        size_bytes: int,
+        inode: int = NO_INODE,
+        *,
+        holds: bool = False,
     ) -> bytes | memoryview:
         """Return the bytes of an image from `offset`: `size_bytes`, or fewer at its end.
 
-        With `inode` the board is told where its chunks are. The result is valid until something
-        else runs on this thread.
+        With `inode` the board is told where its chunks are. `holds`: an outage does not end the
+        read, it is asked again. The result is valid until something else runs on this thread.
 
         Raises:
             DeadlineError: the chunks did not come in time.
@@ -124,13 +134,33 @@ class Reader:
         self._metrics.read_bytes += size_bytes
         self._metrics.waiting_reads += 1
         try:
+            if holds and self._metrics.waiting_reads > _MOST_WAITING:
+                raise DeadlineError(f"{_MOST_WAITING} reads wait already")
             return await self._read_long(table, offset, size_bytes, inode)
         except CachefsError as error:
+            if holds and error.transient:
+                self._metrics.held_reads += 1
+                raise
             self._metrics.read_errors += 1
             self._metrics.read_deadlines += isinstance(error, DeadlineError)
             raise
         finally:
             self._metrics.waiting_reads -= 1
+
+    async def read_chunks(self, refs: list[ChunkRef], chunk_bytes: int) -> bytes:
+        """Return whole chunks, one after the other, from wherever they are.
+
+        Raises:
+            CachefsError: as `read`.
+        """
+        deadline_s = trio.current_time() + self._deadline_s
+        pieces = [_Piece(index, 0, ref.plain_bytes) for index, ref in enumerate(refs)]
+        missing = [ref for ref in refs if self._l1.find(ref.id) is None]
+        self._metrics.miss_chunks += len(missing)
+        with self._stack.flights(missing, chunk_bytes, deadline_s) as flights:
+            await self._stack.wait(flights, deadline_s)
+            landed = {flight.ref.id: flight for flight in flights}
+            return await self._read_pieces(refs, pieces, landed, chunk_bytes, deadline_s)
 
     def _fill_by_hint(self, table: ManifestTable, offset: int, buffer: memoryview) -> bool:
         """Fill a buffer from the one chunk that it lies in, if that chunk's place is known."""

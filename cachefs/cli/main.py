@@ -21,6 +21,7 @@ from cachefs.cli.verbosity import is_verbose, verbose_option
 from cachefs.errors import CachefsError
 
 COMMANDS = {
+    "config": ("cachefs.cli.config:config_command", "Check or show the configuration."),
     "init": ("cachefs.cli.init:init", "Make a new store."),
     "import": ("cachefs.cli.import_image:import_image", "Import a disk image or memory snapshot."),
     "images": ("cachefs.cli.images:images", "List the images of a store."),

@@ -277,10 +277,25 @@ def _for_people(status: dict[str, Any]) -> str:
         "corrupt": f"{metrics['l1_corrupt']} in L1, {metrics['l2_corrupt']} in L2, "
         f"{metrics['l3_corrupt']} in the store",
     }
+    if daemon.get("prefetch"):
+        rows["ahead"] = _ahead_for_people(daemon["prefetch"], metrics)
     if daemon["l2"]:
         rows["L2"] = _l2_for_people(daemon["l2"], metrics)
     lines += [f"  {name:<10}{text}" for name, text in rows.items()]
     return "\n".join(lines)
+
+
+def _ahead_for_people(prefetch: dict[str, Any], metrics: dict[str, int]) -> str:
+    read = metrics["ahead_used"] + metrics["ahead_late"]
+    unused = metrics["ahead_wasted"] + metrics["ahead_evicted"]
+    stopped = "; the store does not answer" if prefetch["interrupted"] else ""
+    share = f" ({100 * read / (read + unused):.1f}%)" if read + unused else ""
+    return (
+        f"{metrics['ahead_chunks']} chunks in {metrics['ahead_requests']} requests: "
+        f"{read} read{share}, {metrics['ahead_late']} of them late, {unused} not, "
+        f"{format_size(prefetch['unread_bytes'])} of {format_size(prefetch['budget_bytes'])} "
+        f"unread{stopped}"
+    )
 
 
 def _l2_for_people(l2: dict[str, Any], metrics: dict[str, int]) -> str:

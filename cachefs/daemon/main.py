@@ -25,6 +25,12 @@ from cachefs.daemon.choice import keep_choice, restore_choice
 from cachefs.daemon.control import serve_control
 from cachefs.daemon.learning import Learning
 from cachefs.daemon.listing import ListingTask
+from cachefs.daemon.prefetching import (
+    ahead_places,
+    describe_prefetcher,
+    make_prefetcher,
+    pattern_of,
+)
 from cachefs.daemon.status import describe, xattrs
 from cachefs.daemon.supervised import Start, Supervisor
 from cachefs.errors import CacheError, CachefsError, StoreUnavailableError
@@ -39,6 +45,7 @@ from cachefs.index.names import Names
 from cachefs.metrics import Metrics
 from cachefs.policy.admit import ScanFilter
 from cachefs.policy.evict.names import POLICIES
+from cachefs.prefetch.prefetcher import Prefetcher
 from cachefs.reader import Reader
 from cachefs.store.s3_settings import S3Settings
 from cachefs.store.store import open_store
@@ -50,7 +57,7 @@ from cachefs.tiers.pool import FetcherPool
 from cachefs.tiers.scrub import Scrub
 from cachefs.tiers.stack import Stack
 from cachefs.tiers.tables import Tables
-from cachefs.vfs import Vfs
+from cachefs.vfs import FileNode, Vfs
 
 logger = logging.getLogger(__name__)
 
@@ -88,18 +95,20 @@ class Daemon:
             self.metrics,
             _fetchers_s3(config),
             config.l2,
+            ahead_places(config),
         )
         if config.l2.url and config.l2.demote:
             Demotion(cache.l1, self.pool, self.metrics)
         spare = start.run_dir / "manifests"
         spare.mkdir(exist_ok=True)
         self.tables = Tables((folder.manifests_path, spare), self.pool)
-        self.vfs = Vfs()
+        self.vfs = Vfs(config.fetch.on_outage)
         self.listing = ListingTask(self.vfs, Names(cache.database), self.pool, self.metrics)
         self.learning = Learning(cache)
         self.scrub = Scrub(cache.l1, config.l1.scrub_bytes_per_s, self.metrics)
         self.hints = Hints(cache.l1)
         self.accesses = Accesses(board, cache.l1, self.metrics)
+        self.prefetcher: Prefetcher | None = None
 
     def images(self, nursery: trio.Nursery) -> OpenImages:
         """Return the open images over all parts; their background work runs in `nursery`."""
@@ -113,17 +122,28 @@ class Daemon:
             verify_reads=self.config.l1.verify == "read",
             buffer=self.replies.buffer,
         )
-        return OpenImages(self.vfs, reader, self._table, self._renewed_table, self.board)
+        images = OpenImages(self.vfs, reader, self._table, self._renewed_table, self.board)
+        self.prefetcher = make_prefetcher(
+            self.config, self.cache.l1, stack, self.pool, images.table_of, self.accesses
+        )
+        if self.prefetcher is not None:
+            images.on_closed = self.prefetcher.closed
+        return images
 
     def operations(self, images: OpenImages) -> Operations:
         """Return the FUSE operations."""
         return Operations(
             self.vfs,
             images,
-            xattrs(self.cache.l1, self.tables),
+            xattrs(self.cache.l1, self.tables) | {"user.cachefs.pattern": self._pattern},
             self.config.store.refresh_s,
-            self.hints.opened,
+            self._opened,
         )
+
+    def _opened(self, inode: int, table: ManifestTable) -> None:
+        self.hints.opened(inode, table)
+        if self.prefetcher is not None:
+            self.prefetcher.opened(inode, table)
 
     def commands(self) -> dict[str, Any]:
         """Return what the control socket answers."""
@@ -155,9 +175,13 @@ class Daemon:
         return trio.current_time() + self.config.fetch.read_deadline_s
 
     async def _status(self, _: dict[str, Any]) -> dict[str, Any]:
-        return describe(
+        told = describe(
             self.config.store.url, self.vfs, self.cache, self.pool, self.listing, self.metrics
         )
+        return told | {"prefetch": describe_prefetcher(self.prefetcher, self.vfs)}
+
+    async def _pattern(self, node: FileNode) -> bytes:
+        return pattern_of(self.prefetcher, node.inode).encode()
 
     async def _scrub(self, _: dict[str, Any]) -> dict[str, Any]:
         read, bad = await self.scrub.scrub_once()
@@ -222,6 +246,8 @@ async def _run_tasks(daemon: Daemon, start: Start, supervisor: Supervisor) -> No
             nursery.start_soon(daemon.scrub.run)
             nursery.start_soon(daemon.hints.run)
             nursery.start_soon(daemon.accesses.run)
+            if daemon.prefetcher is not None:
+                nursery.start_soon(daemon.prefetcher.run)
             nursery.start_soon(daemon.learning.run)
             nursery.start_soon(daemon.save_recency)
             nursery.start_soon(serve_control, start.run_dir / "daemon.sock", daemon.commands())

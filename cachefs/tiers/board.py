@@ -139,17 +139,21 @@ class Board:
             self._board.publish_zero(inode, index)
             self._count_written()
 
-    def place(self, inode: int, size_bytes: int, chunk_bytes: int) -> None:
-        """Give an image a place, if it has none, and is not too large for one."""
-        if inode in self._numbers or not self._serves_hits:
+    def place(self, inode: int, size_bytes: int, chunk_bytes: int, *, holds: bool = False) -> None:
+        """Give an image a place, if it has none, and is not too large for one.
+
+        `holds`: whoever reads it waits for the store for as long as it takes.
+        """
+        if inode in self._numbers or not (self._serves_hits or holds):
             return
-        chunks = -(-size_bytes // chunk_bytes)
+        chunks = -(-size_bytes // chunk_bytes) if self._serves_hits else 0
         table_bytes = -(-chunks * _LAYOUT["chunk_entry_bytes"] // _PAGE_BYTES) * _PAGE_BYTES
         if table_bytes > _LAYOUT["tables_bytes"]:
             return
         number = self._free_number(inode)
         table_at = self._free_table(table_bytes)
         shift = chunk_bytes.bit_length() - 1
+        self._board.hold_image(number, holds)
         self._board.set_image(number, inode, size_bytes, shift, table_at, table_bytes)
         self._take_note(number, inode, table_at, table_bytes)
 

@@ -30,6 +30,7 @@ from cachefs.model.image import Image
 from cachefs.model.manifest import Manifest
 from cachefs.store.s3_settings import S3Settings
 from cachefs.store.store import Store, open_store
+from cachefs.tiers.breaker import Breaker, State
 from cachefs.tiers.jobs import (
     KEPT,
     Answer,
@@ -55,7 +56,16 @@ logger = logging.getLogger(__name__)
 
 _OUTAGE_S = 1.0
 """After so long a request that fails ends its job."""
+_BREAKER_FAILURES, _BREAKER_PAUSE_S, _BREAKER_LONGEST_PAUSE_S = 3, 0.1, 1.0
+"""Shorter than the pauses of the stack, which asks again anyway: so most of its tries find a probe
+due, and the end of an outage is seen with the next one."""
 _NOT_TRIED = Fetched(Outcome.UNAVAILABLE)
+_IN_NO_STORE = Fetched(Outcome.MISSING, message="it is in no store, and L2 does not have it")
+"""Of a chunk that was never in a pack: one of a program's own values (cachefs.api)."""
+
+
+class _LeftAloneError(StoreUnavailableError):
+    """The store was not asked: it has failed before, and the next probe is not due."""
 
 
 class Fetcher:
@@ -77,6 +87,8 @@ class Fetcher:
         self._costing = threading.Lock()
         self._store: Store | None = None
         self._writer = SlotWriter()
+        self._breaker = Breaker(_BREAKER_FAILURES, _BREAKER_PAUSE_S, _BREAKER_LONGEST_PAUSE_S)
+        self._outage = ""
 
     def answer(self, job: Job) -> Answer:
         """Return the answer to a job; a failure is an answer as well."""
@@ -91,8 +103,11 @@ class Fetcher:
                 return Done(job.number, None)
             if isinstance(job, TableJob):
                 self._write_table(self._open().manifest(job.manifest_id), job.paths)
+                self._breaker.forgive()
                 return Done(job.number, None)
-            return Done(job.number, self._list(job))
+            listing = self._list(job)
+            self._breaker.forgive()
+            return Done(job.number, listing)
         except CachefsError as error:
             return Failed(job.number, error)
 
@@ -111,17 +126,19 @@ class Fetcher:
         return store
 
     def _fetch(self, job: ChunkJob) -> ChunksDone:
-        fetched: list[Fetched] = [_NOT_TRIED] * len(job.wanted)
+        fetched = [_NOT_TRIED if wanted.pack else _IN_NO_STORE for wanted in job.wanted]
         with self._costing:
             limits = self._cost.limits()
-        ranges = plan_ranges(job.wanted, limits.gap_bytes, limits.range_bytes)
-        frame_bytes = 0
+        all_ranges = plan_ranges(job.wanted, limits.gap_bytes, limits.range_bytes)
+        ranges = [one for one in all_ranges if one.pack]
+        frame_bytes = bypassed = 0
         give_up_s = time.monotonic() + _OUTAGE_S
         for asked, planned in enumerate(ranges, 1):
             try:
                 data = self._read(planned)
             except CachefsError as error:
                 failure = _failure(error)
+                bypassed += isinstance(error, _LeftAloneError)
                 for member in planned.members:
                     # A neighbour that cannot be read must not fail the others of its range.
                     alone = len(planned.members) == 1 or failure.outcome is Outcome.UNAVAILABLE
@@ -129,7 +146,8 @@ class Fetcher:
                 if failure.outcome is Outcome.UNAVAILABLE and time.monotonic() > give_up_s:
                     rest = [failure if one is _NOT_TRIED else one for one in fetched]
                     # Where the store hangs, each further request would be a timeout.
-                    return ChunksDone(job.number, tuple(rest), asked, frame_bytes)
+                    requests = asked - bypassed
+                    return ChunksDone(job.number, tuple(rest), requests, frame_bytes, bypassed)
                 continue
             frame_bytes += len(data)
             if self._l2 is not None:
@@ -138,21 +156,39 @@ class Fetcher:
                     at = wanted.offset - planned.offset
                     self._l2.offer(wanted, data[at : at + wanted.frame_bytes])
             self._land(job.wanted, planned, data, fetched)
-        return ChunksDone(job.number, tuple(fetched), len(ranges), frame_bytes)
+        requests = len(ranges) - bypassed
+        return ChunksDone(job.number, tuple(fetched), requests, frame_bytes, bypassed)
 
     def _read(self, planned: Range) -> memoryview:
         """Ask for a range, and note what that costs: it plans the next ones."""
-        store = self._open()
+        is_opened = self._store is not None
         begun_s = time.perf_counter()
-        data = store.frames(planned.pack, planned.offset, planned.size_bytes)
+        data = self._frames(planned.pack, planned.offset, planned.size_bytes)
         duration_s = time.perf_counter() - begun_s
-        with self._costing:
-            self._cost.observe(planned.size_bytes, duration_s)
+        if is_opened:  # else it was more than this request
+            with self._costing:
+                self._cost.observe(planned.size_bytes, duration_s)
         return memoryview(data)
+
+    def _frames(self, pack: bytes, offset: int, size_bytes: int) -> bytes:
+        """Ask the store, unless it has failed some times in a row and no probe is due."""
+        if self._breaker.state is not State.CLOSED and not self._breaker.allows_probe():
+            raise _LeftAloneError(self._outage)
+        try:
+            data = self._open().frames(pack, offset, size_bytes)
+        except StoreUnavailableError as error:
+            self._outage = str(error)
+            self._breaker.failed()
+            raise
+        except CachefsError:
+            self._breaker.succeeded()  # it has answered
+            raise
+        self._breaker.succeeded()
+        return data
 
     def _fetch_alone(self, wanted: Wanted) -> Fetched:
         try:
-            data = self._open().frames(wanted.pack, wanted.offset, wanted.frame_bytes)
+            data = self._frames(wanted.pack, wanted.offset, wanted.frame_bytes)
         except CachefsError as error:
             return _failure(error)
         if self._l2 is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -26,3 +27,11 @@ class Flight:
     outage: str = ""
     """What the last one was, for those whose deadline comes before its end."""
     corruptions: int = 0
+    ended_ahead: Callable[[Flight], None] | None = None
+    """Of a flight that was begun before anybody asked: told of its end."""
+    was_joined: bool = False
+    """Somebody has asked since."""
+    landed_in: int | None = None
+    """The slot, also when nobody waits (and nobody pins it)."""
+    job: int = -1
+    """The number of the job that brings it, while nobody had asked."""

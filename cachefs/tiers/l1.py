@@ -73,6 +73,10 @@ class L1:
         """The keeper's: a slot lost its chunk and is to be freed after the commit."""
         self.on_leaving: Callable[[bytes, Placement], None] = lambda *_: None
         """Called before a chunk is given up for others."""
+        self.on_used: Callable[[Slots], None] = lambda _: None
+        """Told of reads in batches: full slot numbers, some of which may be empty by now."""
+        self.on_dropped: Callable[[int], None] = lambda _: None
+        """A slot lost its chunk."""
         self.digest: Callable[[], object] = lambda: None
         """Tells the policy what the lane has answered; for who is about to ask the policy."""
         self._make_policy = make_policy
@@ -128,6 +132,7 @@ class L1:
             self._uses.clear()
 
     def _tell(self, slots: Slots) -> None:
+        self.on_used(slots)
         numbers = slots >> INDEX_BITS
         for number, held in self.classes.items():
             mine = numbers == number
@@ -214,6 +219,7 @@ class L1:
             self.drops += 1
             self.board.empty(slot)
             self.residency.drop(chunk_id, slot)
+            self.on_dropped(slot)
             if self.classes[slot_class(slot)].emptied(slot):
                 self.on_emptied(slot)
 
@@ -222,6 +228,7 @@ class L1:
         self.drops += 1
         self.board.empty(slot)
         self.residency.clear(slot)
+        self.on_dropped(slot)
         if self.classes[slot_class(slot)].emptied(slot):
             self.on_emptied(slot)
 

@@ -68,13 +68,16 @@ def start(
     fails: bool = False,
     **l2: object,
 ) -> Mount:
-    """Mount with an L2 of these settings, and an empty L1."""
+    """Mount with an L2 of these settings, and an empty L1.
+
+    Nothing is fetched ahead, unless the options say so: what each read costs is looked at.
+    """
     mount = mounts(store.url)
     config = folder / f"{mount.mountpoint.parent.name}.toml"
     settings = {"url": url, **BREAKER, **l2}
     lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
     config.write_text("\n".join(["[l2]", *lines, ""]))
-    verb, *rest = mount.arguments(",".join(filter(None, ["fetchers=1", options])))
+    verb, *rest = mount.arguments(",".join(filter(None, ["fetchers=1,noprefetch", options])))
     done = mount.command(verb, "--config", config, *rest)
     assert (done.returncode == 0) is not fails, (done.stderr, mount.log())
     return mount
@@ -133,7 +136,7 @@ def full(redis: Redis, frames: dict[str, bytes]) -> Redis:
 def test_what_one_host_has_read_another_gets_from_l2(
     mounts: Mounts, store: Store, tmp_path: Path, full: Redis
 ) -> None:
-    mount = start(mounts, store, tmp_path, address(full))
+    mount = start(mounts, store, tmp_path, address(full), "prefetch")
     read_chunks(mount, 0, 1)  # the manifest is here now
     packs = store_path(store) / "packs"
     packs.rename(packs.with_name("away"))

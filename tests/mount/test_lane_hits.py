@@ -15,7 +15,16 @@ from pathlib import Path
 import pytest
 
 from tests.mount.fixtures import Images
-from tests.mount.mounts import Mount, Mounts, exists, read_direct, wait_for
+from tests.mount.mounts import (
+    Mount,
+    Mounts,
+    exists,
+    forget_pages,
+    lane,
+    make_resident,
+    read_direct,
+    wait_for,
+)
 from tests.mount.samples import KIB, MIB
 
 pytestmark = pytest.mark.mount
@@ -23,20 +32,6 @@ pytestmark = pytest.mark.mount
 STRESS_S = float(os.environ.get("CACHEFS_STRESS_S", "10"))
 """How long the stress under eviction runs; `make stress` runs it for a minute."""
 NAMES = ["4k/mixture", "64k/mixture", "64k/sparse", "1024k/mixture", "pattern"]
-
-
-def lane(mount: Mount, counter: str) -> int:
-    count: int = mount.supervised()["lane"]["reads"][counter]
-    return count
-
-
-def forget_pages(folder: Path) -> None:
-    """Leave nothing of L1's segments in the page cache."""
-    for path in folder.iterdir():
-        fd = os.open(path, os.O_RDWR)
-        os.fdatasync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(fd)
 
 
 @pytest.fixture
@@ -47,17 +42,6 @@ def mount(mounts: Mounts, images: Images) -> Mount:
 @pytest.fixture
 def image(images: Images) -> bytes:
     return images.data["64k/mixture"]
-
-
-def reads_by_hits_alone(mount: Mount, path: Path, data: bytes) -> bool:
-    before = lane(mount, "passed_reads")
-    assert read_direct(path) == data
-    return lane(mount, "passed_reads") == before
-
-
-def make_resident(mount: Mount, path: Path, data: bytes) -> None:
-    """Read until the lane answers all of it: it may be told of the first chunks a little late."""
-    wait_for(lambda: reads_by_hits_alone(mount, path, data), f"{path.name} to be all hits")
 
 
 @pytest.fixture

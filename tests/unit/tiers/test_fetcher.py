@@ -21,6 +21,7 @@ from cachefs.errors import (
 from cachefs.index.manifest_table import ManifestTable, PageCache
 from cachefs.store.store import Store, create_store
 from cachefs.tiers.fetcher import Fetcher
+from cachefs.tiers.fetcher_process import Inbox
 from cachefs.tiers.jobs import (
     LENGTH,
     Answer,
@@ -338,7 +339,7 @@ def test_a_fetcher_works_until_its_daemon_hangs_up(
     wanted = wanted_of(store, tmp_path, str(segment))
     ours, theirs = socket.socketpair()
     fd = theirs.fileno()
-    arguments = [str(fd), str(os.getpid()), store.url, store.identity, "", ""]
+    arguments = [str(fd), str(os.getpid()), store.url, store.identity, "", "", "1"]
     command = [sys.executable, "-m", "cachefs.tiers.fetcher_process", *arguments]
     with ours, theirs, subprocess.Popen(command, pass_fds=[fd]) as process:
         theirs.close()
@@ -353,6 +354,20 @@ def test_a_fetcher_works_until_its_daemon_hangs_up(
 
 
 def test_a_fetcher_whose_daemon_is_gone_already_does_not_start(store: Store) -> None:
-    arguments = ["0", str(2**22 + 1), store.url, store.identity, "", ""]
+    arguments = ["0", str(2**22 + 1), store.url, store.identity, "", "", "1"]
     command = [sys.executable, "-m", "cachefs.tiers.fetcher_process", *arguments]
     assert subprocess.run(command, timeout=60, check=False).returncode == 1
+
+
+def test_of_the_jobs_that_wait_those_that_somebody_needs_are_handed_out_first() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        inbox = Inbox(theirs)
+        for number, is_ahead in ((9, True), (8, False), (7, True), (6, False)):
+            ours.sendall(encode(ChunkJob(number, (), is_ahead)))
+        found = [inbox.next() for _ in range(3)]
+        ours.sendall(encode(ChunkJob(5, (), is_ahead=False)))
+        found += [inbox.next(), inbox.next()]
+        ours.close()
+        assert [job.number for job in found if job] == [8, 6, 9, 5, 7]
+        assert inbox.next() is None
