@@ -130,7 +130,7 @@ class L1Section(_Section):
 class EvictionSection(_Section):
     """What L1 gives up for what comes in."""
 
-    policy: PolicyName = "2q"
+    policy: PolicyName = "ml"
 
 
 class FetchSection(_Section):

@@ -66,6 +66,8 @@ class Learning:
             model = None
             logger.warning("cannot train a model: %s", error)
         policy.adopt(model)
+        if model is not None:
+            await self.save()
 
     async def save(self) -> None:
         """Write all models down."""

@@ -198,7 +198,7 @@ def under_comparison(
 
 @pytest.mark.slow
 @pytest.mark.timeout(60 + 3 * STRESS_S)
-@pytest.mark.parametrize("policy", ["2q", "lru"])
+@pytest.mark.parametrize("policy", ["2q", "lru", "ml"])
 def test_no_wrong_byte_while_slots_are_filled_and_emptied_as_fast_as_can_be(
     mounts: Mounts, images: Images, policy: str
 ) -> None:

@@ -51,6 +51,7 @@ def rows_of(keys: list[int]) -> Rows:
     rows["key"] = keys
     rows["place"] = np.array(keys) * SPAN
     rows["span"] = SPAN
+    rows["cost"] = 1
     return rows
 
 
@@ -143,9 +144,9 @@ def test_what_was_prefetched_proves_nothing() -> None:
 
 def test_large_caches_are_sampled_and_small_ones_are_not() -> None:
     memory = Learned(Ticks()).memory
-    assert Guard(2_000, memory, 0).rate == 1
+    assert Guard(4_000, memory, 0).rate == 1
     guard = Guard(100_000, memory, 0)
-    assert 512 <= guard.shadow_slots < 1024
+    assert 1024 <= guard.shadow_slots < 2048
     keys = np.random.default_rng(0).integers(1, 2**63, 200_000).astype(np.uint64)
     assert guard.sampled(keys).mean() == pytest.approx(1 / guard.rate, rel=0.2)
     assert guard.resized(101_000) is guard

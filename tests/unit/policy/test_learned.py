@@ -384,3 +384,23 @@ def test_what_was_prefetched_is_as_old_as_its_arrival() -> None:
     assert features[0, FEATURES.index("prefetched, unused")] == 1
     digest(memory, [0])
     assert memory.features(np.array([0]))[0, FEATURES.index("prefetched, unused")] == 0
+
+
+def test_lru_by_candidates_gives_up_what_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it is over a million slots, where an exact LRU would hold up the loop."""
+    monkeypatch.setattr("cachefs.policy.evict.ml.ranker._MOST_EXACT", 100)
+    accesses = hot_and_cold(accesses=20_000)
+    lru = replay(accesses, 400, make_policy("lru", Ticks())).misses
+    policy = Learned(Ticks())
+    policy._next_training = 1 << 60
+    monkeypatch.setattr("cachefs.policy.evict.ml.guard.Guard.decide", lambda *_: FIRST)
+    assert replay(accesses, 400, policy).misses == pytest.approx(lru, rel=0.02)
+
+
+def test_what_is_known_stays_when_slots_come() -> None:
+    memory = new_memory(2)
+    memory.arrive(np.array([0, 1]), [Arrival(5), Arrival(6)])
+    for slots in (3, 4, 5, 64, 20):
+        memory.grow(slots, slots)
+    assert len(memory.slots) == 64
+    assert memory.slots["key"][:3].tolist() == [5, 6, 0]

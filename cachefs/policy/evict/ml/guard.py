@@ -35,15 +35,15 @@ _LAG = "lag"
 _COMPARED = (*EXPERTS, MODEL, _LAG)
 """Each is compared with the shadow of the ruler; the lag is that of L1 behind the shadow of LRU."""
 
-_ALL_SLOTS = 2048
+_ALL_SLOTS = 4096
 """Up to so many slots everything is in the sample."""
-_SHADOW_SLOTS = 512
+_SHADOW_SLOTS = 1024
 """Of a shadow at least, where it is not."""
 _BLOCK = 128
 """Sampled uses."""
 _LEAST_BLOCKS = 4
 _MEMORY_BLOCKS = 256
-_CAUTION = 3.0
+_CAUTION = 4.0
 """Standard deviations by which another has to be ahead of the ruler."""
 _LEAST_LEAD = 0.01
 """And by that part of all uses."""
@@ -111,6 +111,8 @@ class Guard:
     def follow(self, model: Model | None) -> None:
         """There is a new model; None: the old one is forgotten."""
         self._model = model
+        if self.ruler != MODEL:  # what an old one lost says little of the new one
+            self._lead[MODEL] = self._spread[MODEL] = self._blocks[MODEL] = 0.0
         if self._of_model is not None:
             self._of_model.follow(model)
 
@@ -181,7 +183,7 @@ class Guard:
     def _is_ahead(self, name: str) -> bool:
         lead, deviation = self._lead[name], self._spread[name] ** 0.5
         if name == MODEL:
-            return bool(lead > min(1 + self._deposed, _CAUTION) * deviation)
+            return bool(lead > min(self._deposed, _CAUTION) * deviation)
         least = _LEAST_LEAD * self._blocks[name] * _BLOCK
         return bool(lead > max(_CAUTION * deviation, least))
 

@@ -98,8 +98,6 @@ class Learned(Ranker):
             for slot in chosen:
                 self._leave(slot)
             return chosen
-        if self.guard.ruler != MODEL:
-            return self._oldest(count, keep)
         return super().evict(count, keep)
 
     def close(self) -> None:
@@ -180,8 +178,12 @@ class Learned(Ranker):
         slots = np.flatnonzero(stamps)
         return self.memory.slots[slots[np.argsort(stamps[slots], kind="stable")]]
 
+    def _is_lru(self) -> bool:
+        return self.model is None or self.guard.ruler == FIRST
+
     def _obey(self, ruler: str) -> None:
         """Let the model choose from now on, or a policy of the literature."""
+        self._forget_pool()
         if self._expert is not None:
             self._expert.close()
             self._expert = None
@@ -216,7 +218,7 @@ class Learned(Ranker):
         self.memory.places.used(rows["place"], times)
         self.samples.used(slots, when, self._boundary)
         self._due += len(used) * _SAMPLES_PER_USE
-        if self._due >= _SAMPLES_AT_ONCE:
+        if self._due >= min(_SAMPLES_AT_ONCE, 8 + self._used.count // 8):
             self._sample()
         before = self.guard.ruler
         if self.guard.decide(self._held_rows) != before:

@@ -49,17 +49,19 @@ class Memory:
 
     def __init__(self, past: Past, places: Places) -> None:
         self.now = 1
-        self.slots: Rows = np.zeros(0, ROW)
+        self._rows: Rows = np.zeros(0, ROW)
+        self.slots: Rows = self._rows
         self.past = past
         self.places = places
         self._short, self._long = 64.0, 512.0
 
     def grow(self, slots: int, all_slots: int) -> None:
         """Slots 0 to `slots` - 1 exist here, of `all_slots` that share past and places."""
-        if slots > len(self.slots):
-            wider = np.zeros(slots, ROW)
+        if slots > len(self._rows):  # twice as many: what is not touched takes no memory
+            wider = np.zeros(max(slots, 2 * len(self._rows)), ROW)
             wider[: len(self.slots)] = self.slots
-            self.slots = wider
+            self._rows = wider
+        self.slots = self._rows[: max(slots, len(self.slots))]
         self._short, self._long = max(64.0, all_slots / 2), max(512.0, all_slots * 8.0)
         self.past.grow(all_slots)
         self.places.grow(all_slots)

@@ -24,6 +24,9 @@ _BATCH_SHARE = 16
 _CANDIDATES = 512
 _CANDIDATE_SHARE = 2
 _POOL = 512
+_MOST_EXACT = 1 << 20
+"""Over so many slots LRU is by candidates too: an exact one has to look at all of them now and
+then, which takes a tenth of a second for 16 million."""
 _MOST_IN_VAIN = 2
 """Rankings in a row all of whose slots have to stay."""
 
@@ -47,9 +50,9 @@ class Ranker(Lru):
         """Slots and stamps, the best to give up last."""
         self._pool = np.zeros(0, np.int64)
         self._pool_stamps = np.zeros(0, np.uint32)
-        self._pool_losses = np.zeros(0, np.float32)
+        self._pool_losses = np.zeros(0)
         """What giving each up is likely to cost: the chance that it is wanted soon, times what a
-        fetch takes."""
+        fetch takes. By LRU: when it was used."""
 
     def insert(self, slot: int, arrival: Arrival = UNKNOWN) -> None:
         """See EvictionPolicy."""
@@ -78,7 +81,7 @@ class Ranker(Lru):
 
     def evict(self, count: int, keep: Keep) -> list[int]:
         """See EvictionPolicy."""
-        if self.model is None:
+        if self._is_lru() and len(self._used.stamps) <= _MOST_EXACT:
             return self._oldest(count, keep)
         chosen: list[int] = []
         in_vain = 0
@@ -105,7 +108,15 @@ class Ranker(Lru):
     def follow(self, model: Model | None) -> None:
         """Rank by this model from now on."""
         self.model = model
-        self._pool = self._pool[:0]  # its scores are another model's
+        self._forget_pool()
+
+    def _is_lru(self) -> bool:
+        """Whether the least recently used goes, and not what a model says."""
+        return self.model is None
+
+    def _forget_pool(self) -> None:
+        """Its losses are another ruler's."""
+        self._pool = self._pool[:0]
         self._pool_stamps, self._pool_losses = self._pool_stamps[:0], self._pool_losses[:0]
         self._ranked.clear()
 
@@ -172,11 +183,14 @@ class Ranker(Lru):
         drawn = self._round.draw(min(_CANDIDATES, len(view) // _CANDIDATE_SHARE + 1), len(view))
         fresh = drawn[view[drawn] != 0]
         living = (view[self._pool] == self._pool_stamps) & ~self._round.was_drawn(self._pool)
-        features = self.memory.features(fresh)
-        scores = self._score(features)
-        self._take_scores(fresh, features, scores)
+        if self._is_lru():
+            loss = view[fresh].astype(np.float64)
+        else:
+            features = self.memory.features(fresh)
+            scores = self._score(features)
+            self._take_scores(fresh, features, scores)
+            loss = (1 - scores) * self.memory.slots["cost"][fresh].astype(np.float64)
         slots = np.concatenate((fresh, self._pool[living]))
-        loss = (1 - scores) * self.memory.slots["cost"][fresh]
         losses = np.concatenate((loss, self._pool_losses[living]))
         order = np.argsort(losses, kind="stable")
         most = min(len(slots) // 8, self._used.count // _BATCH_SHARE, _BATCH)
