@@ -93,7 +93,8 @@ class S3Fifo(Lru):
         """See EvictionPolicy."""
         chosen: list[int] = []
         self._has_evicted = True
-        patience = 2 * self._used.count  # enough for all to be looked at and found to be kept
+        # Enough to come to those that were used most often, while the others are kept.
+        patience = (_MOST_USES + 2) * self._used.count
         while len(chosen) < count and patience > 0 and self._used.count:
             small = int(_SMALL_SHARE * self._used.count)
             is_main = self._main.count > self._used.count - small or not self._small.count

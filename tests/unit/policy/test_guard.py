@@ -12,6 +12,7 @@ from cachefs.policy.evict.ml.rows import ROW, Rows
 from cachefs.policy.evict.ml.shadows import SHADOWS
 from cachefs.policy.evict.names import make_policy
 from cachefs.policy.evict.order import Ticks
+from cachefs.policy.evict.seam import Arrival
 from cachefs.simulate.accesses import SPAN, Accesses, numbered
 from cachefs.simulate.replay import replay
 
@@ -214,3 +215,23 @@ def test_a_ruler_whose_l1_is_not_what_its_shadow_is_goes() -> None:
         guard.decide(none_held)
     assert guard.ruler != "2q"
     assert guard._barred["2q"] > 0
+
+
+def test_the_models_shadow_holds_a_key_once() -> None:
+    shadow = ModelShadow(4, 4, Learned(Ticks()).memory, 0)
+    shadow.begin(rows_of([7, 7, 8, 7]))
+    found = shadow.use_many(rows_of([7, 8, 1, 2, 3, 4, 5]), np.arange(7))
+    assert found == [True, True, False, False, False, False, False]
+
+
+def test_the_ruler_changes_while_uses_are_not_digested_yet() -> None:
+    policy = ruled_by(ByRecency())
+    policy.grow(16)
+    policy.guard.begin(MODEL, policy._held_rows)
+    for key in range(1, 17):
+        policy.insert(key - 1, Arrival(key, key * SPAN, SPAN))
+    policy.guard.begin("2q", policy._held_rows)  # asks for what is held, which digests
+    shadow = policy.guard._of_model
+    assert shadow is not None
+    assert len(shadow._slot_of) == 16
+    assert shadow.use_many(rows_of(list(range(100, 200))), np.arange(100)) == [False] * 100

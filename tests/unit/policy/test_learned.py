@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cachefs.policy.evict.ml import samples as samples_module
@@ -159,7 +159,7 @@ def test_samples_are_labelled_by_use_by_return_and_by_time() -> None:
     assert samples.is_free(np.arange(4)).all()
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("aulre"), st.integers(0, 7)), max_size=80))
 def test_no_sample_is_labelled_twice_or_for_another(steps: list[tuple[str, int]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -203,7 +203,18 @@ class Contrary:
         return b""
 
 
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)
+@example(
+    [
+        ("evict", 12),
+        ("evict", 1),
+        ("evict", 36),
+        ("use", 1),
+        ("rule", "s3fifo"),
+        ("evict", 38),
+        ("use", 1),
+    ]
+)
 @given(
     st.lists(
         st.one_of(
@@ -264,7 +275,7 @@ def test_what_is_saved_is_restored() -> None:
     assert what.model.name == "logistic"
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_damaged_bytes_are_refused(data: st.DataObject) -> None:
     good = bytearray(model_bytes())

@@ -189,13 +189,13 @@ class Guard:
 
     def begin(self, ruler: str, held: Callable[[], Rows]) -> None:
         """Let somebody rule. `held` returns the rows of what L1 has, the oldest use first."""
+        rows = held() if self._of_model is None else None  # before: it may bring uses to `take`
         self.ruler = ruler
         self._forget()
         if self.rate == 1 and ruler == MODEL:
             self._of_model = None
-        elif self._of_model is None:
+        elif self._of_model is None and rows is not None:
             self._of_model = self._new_shadow()
-            rows = held()
             self._of_model.begin(rows[rows["key"] != 0])
 
     def main_share(self, ruler: str) -> float:

@@ -141,11 +141,13 @@ class Learned(Ranker):
         self.adopt(saved.model)
         self.trainings = saved.trainings
         if saved.ruler in (MODEL, *EXPERTS):
+            self._digest()
             self.guard.begin(saved.ruler, self._held_rows)
             self._obey(saved.ruler)
 
     def reset(self) -> None:
         """Forget the model; samples and what is known of chunks stay, and make the next one."""
+        self._digest()
         self.trainings = 0
         self._next_training = self.samples.labelled + _FIRST_TRAINING
         self._follow_model(None)

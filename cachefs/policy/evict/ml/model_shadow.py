@@ -39,11 +39,11 @@ class ModelShadow:
 
     def begin(self, rows: Rows) -> None:
         """Hold these chunks, in the order of their last use; of too many, those used last."""
-        rows = rows[-self._slots :]
-        for key in rows["key"].tolist():
-            slot = self._free.pop()
+        _, last = np.unique(rows["key"][::-1], return_index=True)
+        rows = rows[np.sort(len(rows) - 1 - last)][-self._slots :]  # each key once
+        slots = np.array([self._free.pop() for _ in range(len(rows))], np.int64)
+        for slot, key in zip(slots.tolist(), rows["key"].tolist(), strict=True):
             self._slot_of[key], self._key_in[slot] = slot, key
-        slots = np.array([self._slot_of[key] for key in rows["key"].tolist()], np.int64)
         self._ranker.insert_many(slots)
         self._ranker.memory.slots[slots] = rows
 
