@@ -90,8 +90,9 @@ class Cache:
         """
         chunk_bytes = check_chunk_bytes(_bytes(chunk_size))
         whole = _configuration(config or Config(), Path(cache_dir), store, quota, l2)
-        if whole.eviction.policy == "ml":
-            raise UsageError("the policy 'ml' learns in a mount only: take another for this cache")
+        if whole.eviction.policy == "ml":  # it learns in a mount only
+            eviction = whole.eviction.model_copy(update={"policy": "2q"})
+            whole = whole.model_copy(update={"eviction": eviction})
         opened = None
         if whole.store.url:
             opened = open_store(whole.store.url, S3Settings(**whole.s3.model_dump()))

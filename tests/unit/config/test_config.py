@@ -74,7 +74,7 @@ def test_the_command_line_is_above_the_file(tmp_path: Path) -> None:
         ('[fetch]\non_outage = "wait"', ["fetch.on_outage", "'fail' or 'hold'"]),
         ('[eviction]\npolicy = "fifo"', ["eviction.policy", "'2q' or 'ml'"]),
         ('preset = "huge"', ["preset = 'huge'", "'default' or 'edge' or 'regional' or 'global'"]),
-        ("[prefetch]\nl1_share = 0", ["prefetch.l1_share", "a number, more than 0 to 1"]),
+        ("[prefetch]\nl1_share = 0", ["prefetch.l1_share", "a number, 0.001 to 1"]),
         ("preset = 5", ["preset = 5", "'edge'"]),
         ("preset = []", ["preset = []", "'edge'"]),
     ],
