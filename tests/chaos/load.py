@@ -1,4 +1,8 @@
-"""Readers that compare every byte, for as long as the chaos lasts."""
+"""Readers that compare every byte, for as long as the chaos lasts.
+
+A read of more than one request of which a later one fails comes back short, as POSIX has it; as any
+careful program the readers then ask for the rest, which gives them the error or the bytes.
+"""
 
 import errno
 import mmap
@@ -71,9 +75,11 @@ class Reader(threading.Thread):
                 self._failed(error, begun_s, offset, size_bytes)
                 continue
             self._findings.note(len(found), time.monotonic() - begun_s)
-            if found != self._data[offset : offset + size_bytes]:
+            wanted = self._data[offset : offset + size_bytes]
+            if found != wanted:
+                how = "direct" if is_direct else "buffered"
                 self._findings.wrong.append(
-                    f"{self._path.name}: {size_bytes} at {offset} are not what they should be"
+                    f"{self._path.name}: {size_bytes} at {offset}, {how}: {difference(found, wanted)}"
                 )
             if self._random.random() < 0.2:
                 self._stop_now.wait(self._random.uniform(0, 0.05))
@@ -90,12 +96,19 @@ class Reader(threading.Thread):
     def _direct(self, offset: int, size_bytes: int) -> bytes:
         """Past the page cache: whole pages, of which a part is wanted."""
         first = offset - offset % _PAGE_BYTES
-        length = -(-(offset + size_bytes - first) // _PAGE_BYTES) * _PAGE_BYTES
+        end = min(offset + size_bytes, len(self._data))
+        length = -(-(end - first) // _PAGE_BYTES) * _PAGE_BYTES
         fd = os.open(self._path, os.O_RDONLY | os.O_DIRECT)
         try:
-            with mmap.mmap(-1, length) as buffer:
-                count = os.preadv(fd, [buffer], first)
-                return buffer[offset - first : min(count, offset - first + size_bytes)]
+            with mmap.mmap(-1, length) as buffer, memoryview(buffer) as whole:
+                count = 0
+                while first + count < end:
+                    with whole[count:] as rest:
+                        got = os.preadv(fd, [rest], first + count)
+                    if got == 0:
+                        break
+                    count += got
+                return buffer[offset - first : min(count, end - first)]
         finally:
             os.close(fd)
 
@@ -103,6 +116,26 @@ class Reader(threading.Thread):
         fd = os.open(self._path, os.O_RDONLY)
         try:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            return os.pread(fd, size_bytes, offset)
+            found = b""
+            while len(found) < size_bytes:
+                more = os.pread(fd, size_bytes - len(found), offset + len(found))
+                if not more:
+                    break
+                found += more
+            return found
         finally:
             os.close(fd)
+
+
+def difference(found: bytes, wanted: bytes) -> str:
+    """Where and how what was read differs from what should have been, for people."""
+    if len(found) != len(wanted) and wanted.startswith(found):
+        return f"{len(found)} B came, all of them right, where {len(wanted)} B were to come"
+    pairs = enumerate(zip(found, wanted, strict=False))
+    places = [place for place, (one, other) in pairs if one != other]
+    first, last = places[0], places[-1]
+    kind = "zeros" if not any(found[first : last + 1]) else found[first : first + 16].hex()
+    return (
+        f"{len(places)} of {len(wanted)} B are wrong, from {first} to {last} of it ({kind}); "
+        f"{len(found)} B came"
+    )

@@ -174,9 +174,9 @@ def test_a_fault_costs_a_reader_nothing_but_latency(
     # Three reads wait for L2, 50 ms each; the rest goes past it.
     assert max(times_s) < 0.5, times_s
     assert sum(times_s) < 2, times_s
-    wait_for(lambda: mount.metrics()["l2_open_breakers"] == 1, "an open breaker")
-    assert mount.daemon()["l2"]["error"]
     if kind != "reset in mid-reply":  # there, a probe is short enough to come through
+        wait_for(lambda: mount.metrics()["l2_open_breakers"] == 1, "an open breaker")
+        assert mount.daemon()["l2"]["error"]
         assert mount.daemon()["l2"]["bypassed_by"] == 1
         assert "left alone, it does not answer" in (
             mount.command("status", mount.mountpoint).stdout
