@@ -208,10 +208,9 @@ class Reader:
                 if place is None:
                     return None
                 fd, position = place[0], place[1] + start
-                if size_bytes <= chunk_bytes:
+                is_told = not board or board.publish(inode, index, found, place[2])
+                if is_told and size_bytes <= chunk_bytes:  # by hint it is not told again
                     self._keep_hint(table, index, place)
-                if board:
-                    board.publish(inode, index, found, place[2])
             else:
                 fd, position = -1, 0
                 zeros += 1

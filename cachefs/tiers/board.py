@@ -64,8 +64,12 @@ class SlotBoard(Protocol):
         """The slots of a class hold nothing, but for those of a bitmap, low bit first."""
         ...
 
-    def publish(self, inode: int, index: int, chunk_id: bytes, slot: int) -> None:
-        """A slot holds a chunk, verified, which is the one at `index` of an image."""
+    def publish(self, inode: int, index: int, chunk_id: bytes, slot: int) -> bool:
+        """A slot holds a chunk, verified, which is the one at `index` of an image.
+
+        False: it has to be said again, because the image has no place or the lane has not taken
+        the segment yet.
+        """
         ...
 
     def publish_zero(self, inode: int, index: int) -> None:
@@ -85,8 +89,9 @@ class NoBoard:
     def empty_class(self, number: int, keep: bytes) -> None:
         """See SlotBoard."""
 
-    def publish(self, inode: int, index: int, chunk_id: bytes, slot: int) -> None:
+    def publish(self, inode: int, index: int, chunk_id: bytes, slot: int) -> bool:
         """See SlotBoard."""
+        return True
 
     def publish_zero(self, inode: int, index: int) -> None:
         """See SlotBoard."""
@@ -127,11 +132,12 @@ class Board:
         """See SlotBoard."""
         self._board.empty_class(number, keep)
 
-    def publish(self, inode: int, index: int, chunk_id: bytes, slot: int) -> None:
+    def publish(self, inode: int, index: int, chunk_id: bytes, slot: int) -> bool:
         """See SlotBoard."""
-        if self._serves_hits:
-            self._board.publish(inode, index, chunk_id, slot)
-            self._count_written()
+        if not self._serves_hits:
+            return True
+        self._count_written()
+        return self._board.publish(inode, index, chunk_id, slot)
 
     def publish_zero(self, inode: int, index: int) -> None:
         """See SlotBoard."""
