@@ -144,3 +144,11 @@ def test_no_board_takes_everything() -> None:
     board.empty_class(1, b"")
     board.publish(1, 1, b"", 1)
     board.publish_zero(1, 1)
+
+
+def test_what_has_no_place_yet_is_not_told(fd: int) -> None:
+    board = new_board(fd)
+    assert not board.publish(7, 0, b"\x01" * 32, 4 << 28)
+    board.place(7, GIB, CHUNK)
+    assert board.publish(7, 0, b"\x01" * 32, 4 << 28) == _lane.Board(fd).holds(4 << 28)
+    assert Board(fd, no_offer, serves_hits=False).publish(8, 0, b"\x01" * 32, 4 << 28)
