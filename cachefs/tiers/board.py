@@ -6,7 +6,8 @@ enough); what it has said of images is taken over at the start.
 
 An image gets a place on the board when it is first opened: a number, and a table in which the
 chunks that are published find theirs. Both are a cache: when there is no room, the image that was
-placed longest ago loses its own, and its reads come to the daemon, which places it again.
+placed longest ago loses its own, and its reads come to the daemon, which places it again at the
+next open, or at the next read that has to wait.
 
 Concurrency: event loop only; one daemon at a time.
 """
