@@ -36,6 +36,7 @@ COMMANDS = {
     "model": ("cachefs.cli.model:model_command", "Show, move or forget what eviction learned."),
     "policy": ("cachefs.cli.policy:policy_command", "Show or change what L1 gives up."),
     "profile": ("cachefs.cli.profile:profile_command", "Show, move or drop what was learned."),
+    "handover": ("cachefs.cli.handover:handover", "Write what a running guest uses, to move it."),
     "simulate": (
         "cachefs.cli.simulate:simulate",
         "Replay a recording through eviction policies.",

@@ -227,8 +227,10 @@ def ask_daemon(folder: Path, request: dict[str, Any], wait_s: float) -> dict[str
                 answer: dict[str, Any] = json.loads(stream.readline())
         except (OSError, ValueError) as error:
             raise MountError("the daemon does not answer: see the log of the mount") from error
-    if "error" in answer and len(answer) == 1:
-        raise CachefsError(str(answer["error"]))
+    if answer.keys() - {"exit_code"} == {"error"}:
+        failure = CachefsError(str(answer["error"]))
+        failure.exit_code = int(answer.get("exit_code", CachefsError.exit_code))
+        raise failure
     return answer
 
 

@@ -42,11 +42,16 @@ class RangeType(click.ParamType[tuple[int, int]]):
     "warm",
     epilog=examples(
         "cachefs warm /mnt/images templates/debian-12",
+        "cachefs warm --boot-set /mnt/images templates/debian-12",
         "cachefs warm --range 0-64MiB --rate 50MiB /mnt/images templates/debian-12",
     ),
 )
 @json_option
 @click.option("--range", "ranges", type=RangeType(), multiple=True, help="Only this part.")
+@click.option("--boot-set", is_flag=True, help="Only what its guests touch at a start.")
+@click.option(
+    "--profile", type=Path, help="Only what this file knows: see 'cachefs handover', 'profile'."
+)
 @click.option("--rate", type=SizeType(), default=0, help="The most in a second.")
 @click.option("--background", is_flag=True, help="Do not wait for the end.")
 @click.option("--show", is_flag=True, help="Only tell how far it is.")
@@ -56,17 +61,21 @@ class RangeType(click.ParamType[tuple[int, int]]):
 def warm(
     mountpoint: Path,
     name: str,
-    ranges: tuple[tuple[int, int], ...],
     rate: int,
     background: bool,
     show: bool,
     cancel: bool,
     as_json: bool,
+    **parts: Any,
 ) -> None:
     """Bring the image NAME into a mount's local cache, as far as it has room.
 
     Demand goes first, and nothing is given up for it. Ctrl-C ends it.
     """
+    if sum(map(bool, parts.values())) > 1:
+        raise UsageError("--range, --boot-set and --profile exclude each other")
+    if parts["profile"] is not None:
+        parts["profile"] = str(parts["profile"].absolute())
     folder = run_folder(mountpoint)
 
     def ask(action: str, **more: Any) -> dict[str, Any]:
@@ -76,7 +85,7 @@ def warm(
     if show or cancel:
         answer = ask("cancel" if cancel else "show")
     else:
-        answer = ask("start", ranges=ranges or None, bytes_per_s=rate)
+        answer = ask("start", bytes_per_s=rate, **parts)
         if not background:
             answer = _wait_for_end(ask, answer)
     if as_json:

@@ -142,7 +142,7 @@ class Daemon:
             self.profiles = make_profiles(
                 self.config, self.prefetcher, self.cache.database, self.pool, self.vfs
             )
-        self.warmings = Warmings(nursery, self.vfs, self.prefetcher, self._table)
+        self.warmings = Warmings(nursery, self.vfs, self.prefetcher, self.profiles, self._table)
         return images
 
     def operations(self, images: OpenImages) -> Operations:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import trio
 
 from cachefs.errors import ConflictError, NotFoundError, UsageError
 from cachefs.index.manifest_table import ManifestTable
+from cachefs.policy.prefetch.profile import Profile
+from cachefs.policy.prefetch.replay import places_of
+from cachefs.prefetch.image import OpenImage
 from cachefs.prefetch.prefetcher import Prefetcher
-from cachefs.prefetch.warm import Warming, of_bytes, whole
+from cachefs.prefetch.profiles import Profiles, read_profile
+from cachefs.prefetch.warm import Ranges, Warming, of_bytes, whole
+from cachefs.units import format_size
 from cachefs.vfs import FileNode, Vfs
 
 _MOST_AT_ONCE = 8
@@ -24,11 +30,13 @@ class Warmings:
         nursery: trio.Nursery,
         vfs: Vfs,
         prefetcher: Prefetcher | None,
+        profiles: Profiles | None,
         table_of: Callable[[str], Awaitable[ManifestTable]],
     ) -> None:
         self._nursery = nursery
         self._vfs = vfs
         self._prefetcher = prefetcher
+        self._profiles = profiles
         self._table_of = table_of
         self._warmings: dict[str, Warming] = {}
         """By name; the last one of each."""
@@ -60,8 +68,7 @@ class Warmings:
             raise ConflictError(f"{len(running)} images are being warmed already")
         node = self._node(name)
         table = await self._table_of(node.version.manifest)
-        parts = request.get("ranges")
-        ranges = [of_bytes(table, begin, end) for begin, end in parts] if parts else whole(table)
+        ranges = await self._ranges(node, table, request)
         warming = Warming(
             self._prefetcher.jobs,
             self._prefetcher.limits,
@@ -72,6 +79,21 @@ class Warmings:
         )
         self._warmings[name] = warming
         self._nursery.start_soon(warming.run)
+
+    async def _ranges(
+        self, node: FileNode, table: ManifestTable, request: dict[str, Any]
+    ) -> Ranges:
+        """Return what is to be warmed, in its order: by a profile, ranges in bytes, or all."""
+        if path := request.get("profile"):
+            profile = await trio.to_thread.run_sync(read_profile, Path(str(path)))
+        elif request.get("boot_set") and self._profiles is not None:
+            profile = await self._profiles.of(node.name)
+        elif parts := request.get("ranges"):
+            return [of_bytes(table, begin, end) for begin, end in parts]
+        else:
+            return whole(table)
+        image = OpenImage(node.inode, table)
+        return await trio.to_thread.run_sync(_places_in, image, profile)
 
     def _known(self, name: str) -> Warming:
         warming = self._warmings.get(name)
@@ -84,3 +106,19 @@ class Warmings:
             if isinstance(node, FileNode) and node.name == name:
                 return node
         raise NotFoundError(f"there is no image '{name}' here")
+
+
+def _places_in(image: OpenImage, profile: Profile) -> Ranges:
+    """Return where an image has what a profile knows. Blocks.
+
+    Raises:
+        UsageError: it has none of it.
+    """
+    rows = profile.sections.get("replay")
+    places = [] if rows is None else places_of(rows, image)
+    if not places:
+        of = f"the profile of '{profile.image}' with chunks of {format_size(profile.chunk_bytes)}"
+        raise UsageError(
+            f"this image, with chunks of {format_size(image.chunk_bytes)}, has nothing of {of}"
+        )
+    return places

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from cachefs.errors import CachefsError
 from cachefs.index.manifest_table import ManifestTable
 from cachefs.policy.prefetch.plan import Plan
+from cachefs.policy.prefetch.recent import Recent
 from cachefs.policy.prefetch.seam import Keys
 
 _KEY_BYTES = 8
@@ -26,6 +27,7 @@ class OpenImage:
         self.chunk_bytes = table.chunk_bytes
         self.chunks = -(-table.size_bytes // table.chunk_bytes)
         self.plan = Plan()
+        self.recent = Recent(self.chunks)
         self.handles = 0
         """Opens less closes, as far as this daemon has seen them."""
         self.closed_s: float | None = None

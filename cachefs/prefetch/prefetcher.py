@@ -159,6 +159,7 @@ class Prefetcher:
             access = access_of(span, image.table.size_bytes, image.chunk_bytes)
             if access is not None:
                 image.plan.read(access.first, access.count)
+                image.recent.touch(access)
                 for arm in self.arms:
                     self.plan(image, arm.name, arm.observe(image, access))
         self.start_jobs()

@@ -254,6 +254,8 @@ class Profiles:
         if action == "import":
             profile = await trio.to_thread.run_sync(read_profile, Path(str(request["path"])))
             await trio.to_thread.run_sync(self._write, renamed(profile, name))
+        elif action == "handover":
+            return await self._hand_over(name, request)
         elif action == "drop":
             if not await trio.to_thread.run_sync(self._rows.drop, name):
                 raise NotFoundError(f"there is no profile of '{name}': see 'cachefs profile list'")
@@ -266,6 +268,35 @@ class Profiles:
             path = Path(str(request["path"]))
             await trio.to_thread.run_sync(write_profile, path, profile)
         return {"profiles": [described(profile)]}
+
+    async def _hand_over(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Write what the guests of an open image have touched lately to a file, as a profile."""
+        image = next((image for image, opened in self._open.items() if opened == name), None)
+        if image is None:
+            raise NotFoundError(f"no guest has '{name}' open here: there is nothing to hand over")
+        rows = image.recent.rows(image, time.monotonic(), float(request["lately_s"]))
+        profile = Profile(name, image.chunk_bytes, {"replay": rows}, time.time())
+        await trio.to_thread.run_sync(write_profile, Path(str(request["path"])), profile)
+        return {
+            "image": name,
+            "chunks": len(rows),
+            "bytes": profile.working_set_bytes,
+            "path": str(request["path"]),
+        }
+
+    async def of(self, name: str) -> Profile:
+        """Return what is known of an image: on this host, or else in the store.
+
+        Raises:
+            NotFoundError: nothing is.
+        """
+        try:
+            return await self._wanted(name)
+        except NotFoundError:
+            profile = await self._from_store(name) if self._is_shared else None
+            if profile is None:
+                raise
+            return profile
 
     async def _wanted(self, name: str) -> Profile:
         """Return a profile as it is now: of an open image with what it does this time."""

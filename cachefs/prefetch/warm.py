@@ -1,4 +1,4 @@
-"""Warming: whole ranges of an image are brought into L1 because somebody says so.
+"""Warming: ranges of an image are brought into L1, in order, because somebody says so.
 
 It shares the places and the pace of jobs ahead, so demand goes first all the same; it never makes
 L1 give up anything, and stops when L1 is full. What a store that is away has cost is asked for
@@ -8,7 +8,7 @@ again. Concurrency: event loop only.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -108,9 +108,8 @@ class Warming:
     async def _run_all(self) -> None:
         ranges, rounds = self._ranges, 0
         while ranges and self.progress.state == "running":
-            for first, count in ranges:
-                for begin in range(first, first + count, _ROUND_CHUNKS):
-                    await self._fetch(begin, min(_ROUND_CHUNKS, first + count - begin))
+            for part in _rounds(ranges):
+                await self._fetch(part)
             if self._under_way:
                 self._calm = trio.Event()
                 await self._calm.wait()
@@ -125,10 +124,11 @@ class Warming:
         if self.progress.state == "running":
             self.progress.state = "done"
 
-    async def _fetch(self, first: int, count: int) -> None:
-        """Fetch what is missing of one range, as places become free."""
+    async def _fetch(self, ranges: Ranges) -> None:
+        """Fetch what is missing of some ranges, as places become free."""
         plan = Plan()
-        plan.add(self._arm, Wish(first, count, 1.0), trio.current_time())
+        for first, count in ranges:
+            plan.add(self._arm, Wish(first, count, 1.0), 0.0)
         is_full_s: float | None = None
         while plan and self.progress.state == "running":
             now_s = trio.current_time()
@@ -173,6 +173,23 @@ class Warming:
         self._came_s = trio.current_time()
         self.progress.fetched_chunks += 1
         self.progress.fetched_bytes += entry.plain_bytes
+
+
+def _rounds(ranges: Ranges) -> Iterator[Ranges]:
+    """Yield the same ranges in parts of at most _ROUND_CHUNKS chunks."""
+    part: list[tuple[int, int]] = []
+    room = _ROUND_CHUNKS
+    for first, count in ranges:
+        done = 0
+        while done < count:
+            taken = min(room, count - done)
+            part.append((first + done, taken))
+            done, room = done + taken, room - taken
+            if not room:
+                yield part
+                part, room = [], _ROUND_CHUNKS
+    if part:
+        yield part
 
 
 def _count_in(batch: Batch, taken_bytes: int) -> int:

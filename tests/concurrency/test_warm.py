@@ -90,6 +90,26 @@ async def test_all_of_an_image_comes_in_and_is_no_arms(
         assert again.progress.state == "done"
 
 
+async def test_scattered_chunks_come_in_their_order_and_few_jobs(
+    cache: Cache, pool: HandPool, table: ManifestTable
+) -> None:
+    async with running_ahead(cache, pool, table) as ahead:
+        places = [(100, 1), (101, 2), (3, 1), (5, 1), (90, 3), (7, 1)]
+        warm = Warming(ahead.prefetcher.jobs, LIMITS, INODE, table, places)
+        jobs: list[ChunkJob] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(warm.run)
+            while warm.progress.state == "running":
+                jobs += [job for job, _, _ in pool.jobs if isinstance(job, ChunkJob)]
+                ahead.answer_all()
+                await trio.sleep(0.005)
+        came = [wanted.chunk_id for job in jobs for wanted in job.wanted]
+        order = [chunk for first, count in places for chunk in range(first, first + count)]
+        assert came == [table.chunk(chunk).id for chunk in order]
+        assert len(jobs) <= 3
+        assert warm.progress.fetched_chunks == len(order)
+
+
 async def test_what_the_store_did_not_give_is_asked_for_again(
     cache: Cache, pool: HandPool, table: ManifestTable
 ) -> None:

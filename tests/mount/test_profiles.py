@@ -51,6 +51,11 @@ def profiles(mount: Mount, *arguments: str | Path) -> list[dict[str, Any]]:
     return found
 
 
+def key_of(chunk: int) -> int:
+    digest = blake3(DATA[chunk * CHUNK : (chunk + 1) * CHUNK]).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
 def arms(mount: Mount) -> dict[str, dict[str, Any]]:
     told: dict[str, dict[str, Any]] = mount.status()["daemon"]["prefetch"]["arms"]
     return told
@@ -98,6 +103,46 @@ def test_the_next_start_on_the_same_host_replays_with_the_store_away(
     stored(store).unlink()
     mount.start()
     assert profiles(mount, "show", mount.mountpoint, NAME)[0]["replayed_bytes"] == 80 * CHUNK
+
+
+def test_the_boot_set_alone_is_warmed(mounts: Mounts, store: Store) -> None:
+    first = learn(mounts, store)
+    first.umount()
+    second = mounts(store.url).start()
+    done = second.command("warm", "--json", "--boot-set", second.mountpoint, NAME)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["fetched_chunks"] == 80
+    before = second.metrics()
+    boot(second, touched())
+    assert second.metrics()["miss_chunks"] == before["miss_chunks"] == 0
+
+
+def test_a_guest_that_moves_finds_on_the_other_host_what_it_has_used(
+    mounts: Mounts, store: Store, tmp_path: Path
+) -> None:
+    source = mounts(store.url).start()
+    file = tmp_path / "guest.profile"
+    closed = source.command("handover", source.mountpoint, NAME, file)
+    assert (closed.returncode, f"no guest has '{NAME}' open" in closed.stderr) == (3, True)
+    with (source / NAME).open("rb"):
+        boot(source, touched())
+        boot(source, touched()[:10])  # hits, of the lane
+        done = source.command("handover", "--json", source.mountpoint, NAME, file)
+    assert json.loads(done.stdout)["chunks"] == 80
+    keys = from_bytes(file.read_bytes()).sections["replay"]["key"].tolist()
+    assert set(keys[:10]) == {key_of(chunk) for chunk in touched()[:10]}
+
+    target = mounts(store.url).start()
+    done = target.command("warm", "--json", "--profile", file, target.mountpoint, NAME)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["fetched_chunks"] == 80
+    boot(target, touched())
+    assert target.metrics()["miss_chunks"] == 0
+    file.write_bytes(b"nothing of ours")
+    refused = target.command("warm", "--profile", file, target.mountpoint, NAME)
+    assert (refused.returncode, "no profile" in refused.stderr) == (5, True)
+    both = target.command("warm", "--boot-set", "--profile", file, target.mountpoint, NAME)
+    assert (both.returncode, "exclude each other" in both.stderr) == (2, True)
 
 
 def test_profiles_are_moved_and_dropped(mounts: Mounts, store: Store, tmp_path: Path) -> None:

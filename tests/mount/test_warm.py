@@ -49,7 +49,7 @@ def test_a_part_of_it_in_the_background_and_cancelled(mounts: Mounts, store: Sto
     assert told["fetched_bytes"] == 2 * MIB
     warm(mount, "--background", "--rate", "1MiB")
     again = mount.command("warm", mount.mountpoint, "templates/image")
-    assert (again.returncode, "is being warmed already" in again.stderr) == (1, True)
+    assert (again.returncode, "is being warmed already" in again.stderr) == (6, True)
     wait_for(lambda: warm(mount, "--show")["state"] == "running", "its beginning")
     warm(mount, "--cancel")
     wait_for(lambda: warm(mount, "--show")["state"] == "cancelled", "its end")
@@ -62,8 +62,8 @@ def test_what_cannot_be_warmed_says_why(mounts: Mounts, store: Store, tmp_path: 
     mount = mounts(store.url).start("quota=8MiB")
     for arguments, code, message in (
         ((mount.mountpoint, "templates/image"), 7, "L1 is full"),
-        ((mount.mountpoint, "nothing"), 1, "there is no image 'nothing'"),
-        (("--range", "100MiB-200MiB", mount.mountpoint, "templates/image"), 1, "is no part of"),
+        ((mount.mountpoint, "nothing"), 3, "there is no image 'nothing'"),
+        (("--range", "100MiB-200MiB", mount.mountpoint, "templates/image"), 2, "is no part of"),
         (("--range", "7", mount.mountpoint, "templates/image"), 2, "is not a range"),
         ((tmp_path, "templates/image"), 8, "daemon"),
     ):

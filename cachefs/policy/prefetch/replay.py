@@ -46,6 +46,9 @@ _LEVERAGE = 8
 """Each byte that came true lets so many more be wished for."""
 _TRUST = 16.0
 
+_Part = tuple[int, int, float, int]
+"""First chunk, how many, confidence, ms after the open at which they are due."""
+
 
 class _Run:
     """One open image: what is known of its start, and what it does now."""
@@ -60,8 +63,8 @@ class _Run:
         self.last_new_s = 0.0
         self.looked_s = 0.0
         self.looked_size = 0
-        self.stages: list[list[tuple[int, int, float, int]]] = []
-        """(first, count, confidence, ms) of each wish, the next stage last."""
+        self.stages: list[list[_Part]] = []
+        """The next stage last."""
         self.expected: dict[int, None] = {}
         self.asked = 0
         self.came = 0
@@ -261,17 +264,35 @@ def _plan(run: _Run, image: Image) -> None:
     if run.touched:  # taught late: what was read already is no news
         certain &= ~np.isin(chunks, np.fromiter(run.touched, np.int64, len(run.touched)))
     chunks, confidence, ms = chunks[certain], confidence[certain], ms[certain]
+    run.expected = dict.fromkeys(chunks.tolist())
+    run.stages = _staged(chunks, confidence, ms, image.chunk_bytes)
+    run.stages.reverse()
+
+
+def places_of(rows: Rows, image: Image) -> list[tuple[int, int]]:
+    """Return the (first, count) of the chunks that a start probably touches, what is due first."""
+    chunks, confidence, ms = _placed(sound(rows), image)
+    certain = confidence >= _LEAST_CONFIDENCE
+    stages = _staged(chunks[certain], confidence[certain], ms[certain], image.chunk_bytes)
+    return [(first, count) for stage in stages for first, count, _, _ in stage]
+
+
+def _staged(
+    chunks: npt.NDArray[np.int64],
+    confidence: npt.NDArray[np.float64],
+    ms: npt.NDArray[np.int64],
+    chunk_bytes: int,
+) -> list[list[_Part]]:
+    """Return stages that grow, in the order of time."""
     order = np.argsort(ms, kind="stable")
     chunks, confidence, ms = chunks[order], confidence[order], ms[order]
-    run.expected = dict.fromkeys(chunks.tolist())
-    run.stages.clear()
-    begin, stage_bytes = 0, _FIRST_STAGE_BYTES
+    stages, begin, stage_bytes = [], 0, _FIRST_STAGE_BYTES
     while begin < len(chunks):
-        end = begin + max(1, stage_bytes // image.chunk_bytes)
+        end = begin + max(1, stage_bytes // chunk_bytes)
         part = slice(begin, end)
-        run.stages.append(_stage(chunks[part], confidence[part], ms[part]))
+        stages.append(_stage(chunks[part], confidence[part], ms[part]))
         begin, stage_bytes = end, min(2 * stage_bytes, _MOST_STAGE_BYTES)
-    run.stages.reverse()
+    return stages
 
 
 def _placed(
@@ -293,7 +314,7 @@ def _placed(
 
 def _stage(
     chunks: npt.NDArray[np.int64], confidence: npt.NDArray[np.float64], ms: npt.NDArray[np.int64]
-) -> list[tuple[int, int, float, int]]:
+) -> list[_Part]:
     """Return runs of neighbours of about the same confidence, what is due first first."""
     order = np.argsort(chunks)
     level = (confidence[order] * 8).astype(np.int64)
