@@ -5,6 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 BUILT_FROM := pyproject.toml setup.py setup.cfg packaging/bootstrap.sh $(wildcard mount_helper/*.c mount_helper/*.h)
 PYTEST_ARGS ?=
+TEST_JOBS ?= 2
 
 .PHONY: help
 help: ## this list
@@ -39,8 +40,8 @@ demo: setup-demo ## import, mount and read real images in a temporary folder, an
 
 # ------------------------------------------------------------------------------------------ test it
 .PHONY: test guest check coverage
-test: setup ## the whole test suite (PYTEST_ARGS="-k name" for a part)
-	$(BIN)/python -m pytest -m "not guest" $(PYTEST_ARGS)
+test: setup ## the whole test suite (PYTEST_ARGS="-k name" for a part, TEST_JOBS=0 for one process)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile -m "not guest" $(PYTEST_ARGS)
 
 guest: setup-bench ## boot a full Debian guest from a mounted image in qemu (minutes)
 	$(BIN)/python -m pytest -m guest $(PYTEST_ARGS)
@@ -93,7 +94,7 @@ coverage: setup ## the test suite with line and branch coverage, subprocesses in
 	$(BIN)/coverage report
 
 # ------------------------------------------------------------------------------------------ measure it
-.PHONY: bench-hot bench-tail bench-disk bench-cold bench-tiers bench-s3 bench-s3-clients bench-import bench-chunk-size bench-eviction bench-eviction-large bench-prefetch bench-observe bench-waste
+.PHONY: bench-hot bench-tail bench-disk bench-cold bench-tiers bench-s3 bench-s3-clients bench-import bench-chunk-size bench-eviction bench-eviction-large bench-prefetch bench-boot bench-observe bench-waste
 BENCH_ARGS ?=
 
 bench-hot: setup build/libfuse_pread ## hits, beside a bare pyfuse3 server and C libfuse servers
@@ -134,6 +135,9 @@ bench-eviction: setup ## policies on real traces (a folder of yours: BENCH_ARGS=
 
 bench-prefetch: setup ## arms on real traces and boots (a folder of yours: BENCH_ARGS="--traces FOLDER")
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.prefetch $(BENCH_ARGS)
+
+bench-boot: setup-bench ## guests that start from S3, with and without a profile (minutes, qemu)
+	$(BIN)/python -m bench.boot $(BENCH_ARGS)
 
 bench-eviction-large: setup # CPU and memory of policies over 16 million chunks: minutes, 8 GB
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.eviction --large $(BENCH_ARGS)

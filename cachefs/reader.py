@@ -138,6 +138,7 @@ class Reader:
         self._metrics.reads += 1
         self._metrics.read_bytes += size_bytes
         self._metrics.waiting_reads += 1
+        begun_s = trio.current_time()
         try:
             if holds and self._metrics.waiting_reads > _MOST_WAITING:
                 raise DeadlineError(f"{_MOST_WAITING} reads wait already")
@@ -151,6 +152,7 @@ class Reader:
             raise
         finally:
             self._metrics.waiting_reads -= 1
+            self._metrics.read_wait_us += int((trio.current_time() - begun_s) * 1e6)
 
     async def read_chunks(self, refs: list[ChunkRef], chunk_bytes: int) -> bytes:
         """Return whole chunks, one after the other, from wherever they are.

@@ -276,7 +276,8 @@ def _for_people(status: dict[str, Any]) -> str:
         "eviction": f"{metrics['evicted_chunks']} chunks, policy {l1['policy']}",
         "reads": f"{reads['hits']} by the lane, {format_size(reads['hit_bytes'])}; "
         f"{metrics['reads']} by the daemon, {format_size(metrics['read_bytes'])}, "
-        f"{metrics['read_errors']} failed, {metrics['waiting_reads']} waiting",
+        f"{metrics['read_errors']} failed, {metrics['waiting_reads']} waiting, "
+        f"{metrics['read_wait_us'] / 1e6:.1f} s waited in all",
         "chunks": f"{from_l1} from L1 ({share:.1f}%), "
         f"{metrics['miss_chunks']} missed, {metrics['zero_chunks']} zero",
         "fetched": f"{fetched} in {metrics['l3_requests']} requests, {compressed} compressed",

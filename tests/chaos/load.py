@@ -77,10 +77,8 @@ class Reader(threading.Thread):
             self._findings.note(len(found), time.monotonic() - begun_s)
             wanted = self._data[offset : offset + size_bytes]
             if found != wanted:
-                how = "direct" if is_direct else "buffered"
-                self._findings.wrong.append(
-                    f"{self._path.name}: {size_bytes} at {offset}, {how}: {difference(found, wanted)}"
-                )
+                how = ("direct: " if is_direct else "buffered: ") + difference(found, wanted)
+                self._findings.wrong.append(f"{self._path.name}: {size_bytes} at {offset}, {how}")
             if self._random.random() < 0.2:
                 self._stop_now.wait(self._random.uniform(0, 0.05))
 

@@ -96,6 +96,7 @@ def test_what_was_set_is_there_after_a_close(tmp_path: Path) -> None:
         cache.set("short", b"x", ttl_s=0.01)
         cache.set("deleted", b"x")
         cache.delete("deleted")
+    time.sleep(0.02)
     with opened(tmp_path) as cache:
         assert cache.get_multi(["key", "short", "deleted"]) == {"key": value}
         assert cache.stats()["keys"] >= 1
@@ -293,6 +294,7 @@ def test_what_l1_gave_up_comes_back_from_l2(tmp_path: Path, redis: Redis) -> Non
         for number in range(40):
             assert cache.set(f"key-{number}", noise(MIB, number))
             cache.flush()
+        redis.configure(maxmemory="256mb")  # what is being sent counts
         assert len(redis.frames()) == 40 * MIB // CHUNK
         asked = cache.prefetch(f"key-{n}" for n in range(5))
         assert asked > 0

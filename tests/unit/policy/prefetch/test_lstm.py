@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cachefs.errors import FormatError, UsageError
@@ -124,6 +124,7 @@ def test_garbage_is_no_weights(data: bytes) -> None:
         Weights.from_bytes(data)
 
 
+@example(at=266, flip=1, cut=False)
 @given(at=st.integers(0, 10**6), flip=st.integers(1, 255), cut=st.booleans())
 @settings(max_examples=150, deadline=None)
 def test_damaged_weights_are_refused_or_harmless(at: int, flip: int, cut: bool) -> None:
