@@ -52,7 +52,7 @@ from cachefs.tiers.jobs import (
 )
 from cachefs.tiers.l2.l2 import L2
 from cachefs.tiers.landing import Landing, Plain, SlotWriter
-from cachefs.tiers.profiles import share_profile
+from cachefs.tiers.profiles import is_profile, profile_key_in_l2, share_profile
 from cachefs.tiers.ranges import Range, plan_ranges
 from cachefs.tiers.request_cost import local_cost, s3_cost
 from cachefs.units import MIB
@@ -116,7 +116,7 @@ class Fetcher:
                 self._breaker.forgive()
                 return Done(job.number, None)
             if isinstance(job, ProfileJob):
-                return ProfileFound(job.number, share_profile(self._open(), job.name, job.run))
+                return ProfileFound(job.number, self._profile(job))
             listing = self._list(job)
             self._breaker.forgive()
             return Done(job.number, listing)
@@ -263,6 +263,21 @@ class Fetcher:
                 if number == len(paths):
                     raise
                 logger.warning("%s; using another folder", error)
+
+    def _profile(self, job: ProfileJob) -> bytes | None:
+        """Return the profile of an image: from L2 if nothing is added to it, else from the store.
+
+        What is in the store is the consensus of all hosts; L2 has a copy, which may be older.
+        """
+        key = profile_key_in_l2(self._identity, job.name)
+        if self._l2 is not None and not job.run:
+            copy = self._l2.value(key)
+            if copy is not None and is_profile(copy):
+                return copy
+        data = share_profile(self._open(), job.name, job.run)
+        if self._l2 is not None and data is not None:
+            self._l2.keep_value(key, data)
+        return data
 
     def _list(self, job: ListJob) -> Listing:
         store = self._open()

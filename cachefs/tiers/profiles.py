@@ -1,4 +1,4 @@
-"""Profiles in the store: what hosts have learned of images, for hosts that have not.
+"""Profiles in the store and in L2: what hosts have learned of images, for hosts that have not.
 
 A run is added to what is there with a conditional write, so that of two hosts that do so at once
 none is lost. What is there and cannot be understood is replaced.
@@ -7,6 +7,8 @@ none is lost. What is there and cannot be understood is replaced.
 from __future__ import annotations
 
 import logging
+
+from blake3 import blake3
 
 from cachefs.errors import (
     ConflictError,
@@ -45,6 +47,20 @@ def share_profile(store: Store, name: str, run: bytes) -> bytes | None:
         else:
             return grown
     raise AssertionError("unreachable: the last try returns or raises")
+
+
+def profile_key_in_l2(store_identity: str, name: str) -> bytes:
+    """Return the key under which L2 has an image's profile: as long as a chunk id, and none."""
+    return blake3(f"profile\0{store_identity}\0{name}".encode()).digest()
+
+
+def is_profile(data: bytes) -> bool:
+    """Return whether bytes are a sound profile."""
+    try:
+        from_bytes(data)
+    except (FormatError, CorruptError):
+        return False
+    return True
 
 
 def _known(store: Store, key: str) -> tuple[bytes, Profile | None, str | None]:

@@ -6,6 +6,7 @@ id. What fails that is missing, is fetched from the store, and is written over.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 
@@ -17,6 +18,8 @@ from cachefs.tiers.l2.bounded import Hedged
 from cachefs.tiers.l2.breaker import BypassedError
 from cachefs.tiers.l2.counts import READING, Counts
 from cachefs.tiers.l2.seam import FrameTier
+
+logger = logging.getLogger(__name__)
 
 Land = Callable[[Wanted, memoryview], Fetched]
 FetchFromStore = Callable[[ChunkJob], ChunksDone]
@@ -105,6 +108,21 @@ class L2:
         if self._job.behind:
             self._background.add(self._job.behind)
             self._job.behind = []
+
+    def value(self, key: bytes) -> bytes | None:
+        """Return what is kept under a key that is no chunk's, None if nothing is or L2 fails."""
+        try:
+            return self._tier.get([key], self._wait_s)[0]
+        except TierError as error:
+            logger.debug("L2 does not say: %s", error)
+            return None
+
+    def keep_value(self, key: bytes, value: bytes) -> None:
+        """Keep something that is no frame under a key that is no chunk's; it may be lost."""
+        try:
+            self._tier.put({key: value}, self._wait_s)
+        except TierError as error:
+            logger.debug("L2 does not keep it: %s", error)
 
     def demote(self, leaving: Sequence[Leaving]) -> None:
         """See to it that L2 has these chunks, some time soon."""

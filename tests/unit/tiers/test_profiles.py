@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cachefs.config import L2Section
 from cachefs.errors import ConflictError, CorruptError, FormatError
 from cachefs.policy.prefetch.learner import SECTIONS
 from cachefs.policy.prefetch.profile import Profile, from_bytes, to_bytes
@@ -13,7 +14,9 @@ from cachefs.store.layout import profile_key
 from cachefs.store.store import Store
 from cachefs.tiers.fetcher import Fetcher
 from cachefs.tiers.jobs import Failed, ProfileFound, ProfileJob
+from cachefs.tiers.l2.build import open_l2
 from cachefs.tiers.profiles import share_profile
+from tests.l2_servers import redis_server
 from tests.stores import new_store
 
 
@@ -97,3 +100,23 @@ def test_a_fetcher_answers(store: Store) -> None:
     assert answer.number == 5
     assert fetcher.answer(ProfileJob(6, "b")) == ProfileFound(6, None)
     assert isinstance(fetcher.answer(ProfileJob(7, "a", b"junk")), Failed)
+
+
+def test_l2_has_a_copy_that_is_asked_first_and_not_believed(store: Store, tmp_path: Path) -> None:
+    with redis_server(tmp_path) as redis:
+        l2 = open_l2(L2Section(url=f"redis://127.0.0.1:{redis.port}", timeout_s=5))
+        fetcher = Fetcher(store.url, store.identity, None, l2)
+        shared = fetcher.answer(ProfileJob(1, "a", run_of(1, 2)))
+        assert isinstance(shared, ProfileFound)
+        assert shared.data
+        (Path(store.url.removeprefix("file://")) / profile_key("a")).unlink()
+        assert fetcher.answer(ProfileJob(2, "a")) == ProfileFound(2, shared.data)
+        [key] = redis.frames()
+        with redis.client() as client:
+            client.set(key, b"junk")
+        assert fetcher.answer(ProfileJob(3, "a")) == ProfileFound(3, None)  # as the store says
+        redis.stop()
+        share_profile(store, "a", run_of(7))
+        again = fetcher.answer(ProfileJob(4, "a"))
+        assert isinstance(again, ProfileFound)
+        assert again.data
