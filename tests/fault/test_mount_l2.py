@@ -116,7 +116,7 @@ def frames(
         tempfile.TemporaryDirectory(prefix="cachefs-") as short,
         made_mounts(Path(short)) as mounts,
     ):
-        mount = start(mounts, store, folder, address(server))
+        mount = start(mounts, store, folder, address(server), timeout_s=5)
         read_chunks(mount, 0, CHUNKS)
         assert settled(mount)["l2_backfilled"] == CHUNKS
     found = server.frames()
