@@ -118,7 +118,9 @@ def frames(
     ):
         mount = start(mounts, store, folder, address(server), timeout_s=5)
         read_chunks(mount, 0, CHUNKS)
-        assert settled(mount)["l2_backfilled"] == CHUNKS
+        # A fetcher queues what it has answered already.
+        wait_for(lambda: mount.metrics()["l2_backfilled"] == CHUNKS, "the back-fill")
+        settled(mount)
     found = server.frames()
     assert len(found) == CHUNKS
     return found
