@@ -88,7 +88,7 @@ COVERAGE_FOLDER := $(CURDIR)/build/coverage-data
 coverage: export COVERAGE_FILE := $(COVERAGE_FOLDER)/data
 coverage: setup ## the test suite with line and branch coverage, subprocesses included (at least 90%)
 	@rm -rf $(COVERAGE_FOLDER) && mkdir -p $(COVERAGE_FOLDER) && chmod 1777 $(COVERAGE_FOLDER)
-	$(BIN)/coverage run -m pytest -m "not guest" $(PYTEST_ARGS)
+	$(BIN)/coverage run -m pytest -n $(TEST_JOBS) --dist loadfile -m "not guest" $(PYTEST_ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage html --quiet --fail-under=0
 	$(BIN)/coverage report
