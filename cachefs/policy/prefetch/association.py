@@ -8,6 +8,7 @@ seen often enough is kept as a list of its own, so that a look costs next to not
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -38,11 +39,29 @@ class _Pairs:
         self.calibration = Calibration(_COUNTS * _SHARES)
         self.strong: dict[int, list[tuple[int, int]]] = {}
         """Chunk: those that follow it often enough, with their kinds."""
-        self.owner = np.full(MOST_TRACKED, _NONE, np.int64)
-        self.times = np.zeros(MOST_TRACKED, np.int32)
-        self.to = np.full((MOST_TRACKED, _FOLLOWERS), _NONE, np.int64)
-        self.counts = np.zeros((MOST_TRACKED, _FOLLOWERS), np.int32)
         self._batch: list[int] = []
+
+    # Most images that are open are hardly read: what is counted gets memory with the first batch.
+
+    @cached_property
+    def owner(self) -> npt.NDArray[np.int64]:
+        """The chunk that has a row, (rows,)."""
+        return np.full(MOST_TRACKED, _NONE, np.int64)
+
+    @cached_property
+    def times(self) -> npt.NDArray[np.int32]:
+        """How often it was read, (rows,)."""
+        return np.zeros(MOST_TRACKED, np.int32)
+
+    @cached_property
+    def to(self) -> npt.NDArray[np.int64]:
+        """Those that followed it, (rows, followers)."""
+        return np.full((MOST_TRACKED, _FOLLOWERS), _NONE, np.int64)
+
+    @cached_property
+    def counts(self) -> npt.NDArray[np.int32]:
+        """And how often, (rows, followers)."""
+        return np.zeros((MOST_TRACKED, _FOLLOWERS), np.int32)
 
     def take(self, chunk: int) -> None:
         """A new chunk was read."""
@@ -164,7 +183,7 @@ class Association:
     def learned(self, image: Image) -> Rows | None:
         """See Learner: pairs that were seen often enough."""
         pairs = self._pairs.get(image)
-        if pairs is None:
+        if pairs is None or not pairs.strong:
             return None
         row, place = np.nonzero(
             (pairs.to != _NONE)
