@@ -316,7 +316,8 @@ def test_a_password_from_the_environment(
     with redis_server(tmp_path / "redis", "--requirepass", "from-outside-1234") as redis:
         mount = start(mounts, store, tmp_path, address(redis))
         read_chunks(mount, 0, 5)
-        assert settled(mount)["l2_backfilled"] == 5
+        wait_for(lambda: mount.metrics()["l2_backfilled"] == 5, "the back-fill")
+        settled(mount)
         assert_nowhere(mount, "from-outside-1234")
 
 

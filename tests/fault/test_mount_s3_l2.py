@@ -96,6 +96,7 @@ def test_jobs_beside_each_other_fill_l2_and_read_from_it(
 ) -> None:
     one = start(mounts, store, tmp_path, redis.port, s3_server.endpoint, "one")
     read_side_by_side(one, 0, CHUNKS)
+    wait_for(lambda: one.metrics()["l2_backfilled"] == CHUNKS, "the back-fill")
     one.check_idle()
     metrics = one.metrics()
     assert (metrics["l2_errors"], metrics["l2_corrupt"]) == (0, 0)

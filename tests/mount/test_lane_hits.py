@@ -293,7 +293,7 @@ def test_an_open_file_is_read_while_there_is_no_daemon(
     """Somebody else has the lock of the cache folder: every next daemon fails."""
     mount = mounts(images.store.url).start()
     path = mount / "64k/mixture"
-    assert read_direct(path) == image
+    make_resident(mount, path, image)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
     other = os.open(path, os.O_RDWR)  # reads of it never come from the page cache
     lock = os.open(mount.cache / "lock", os.O_RDWR)
