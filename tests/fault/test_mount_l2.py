@@ -99,9 +99,17 @@ def read_chunks(mount: Mount, first: int, last: int) -> list[float]:
 
 
 def settled(mount: Mount) -> dict[str, int]:
-    """Return the metrics once nothing is under way."""
+    """Return the metrics once nothing is under way, nor comes to L2 after an answer."""
     mount.check_idle()
-    return mount.metrics()
+    before: dict[str, int] = {}
+    while (now := l2_counts(metrics := mount.metrics())) != before:
+        before = now
+        time.sleep(0.2)
+    return metrics
+
+
+def l2_counts(metrics: dict[str, int]) -> dict[str, int]:
+    return {name: count for name, count in metrics.items() if name.startswith("l2_")}
 
 
 @pytest.fixture(scope="module")
