@@ -159,10 +159,21 @@ class Prefetcher:
             access = access_of(span, image.table.size_bytes, image.chunk_bytes)
             if access is not None:
                 image.plan.read(access.first, access.count)
-                image.recent.touch(access)
                 for arm in self.arms:
                     self.plan(image, arm.name, arm.observe(image, access))
+        self._remember(records)
         self.start_jobs()
+
+    def _remember(self, records: npt.NDArray[np.void]) -> None:
+        """Let each image remember what was touched last."""
+        for inode in np.unique(records["inode"]).tolist():
+            image = self.images.get(inode)
+            if image is not None:
+                mine = records[(records["inode"] == inode) & (records["length"] > 0)]
+                begin = mine["offset"].astype(np.int64)
+                first = begin // image.chunk_bytes
+                last = (begin + mine["length"] - 1) // image.chunk_bytes
+                image.recent.touch(first, last - first + 1, mine["at_ns"] / 1e9)
 
     def plan(self, image: OpenImage, arm: str, wishes: Sequence[Wish]) -> None:
         """Plan what an arm wishes for."""

@@ -1,7 +1,7 @@
 """What a guest has touched lately, for the host that it moves to. Pure.
 
-A time for each chunk of the image: touching is one assignment, and pages of chunks that nobody
-touches take no memory.
+A time for each chunk of the image: touching is an assignment, a whole batch at a time, so hits that
+the arms are not told of count as well; pages of chunks that nobody touches take no memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cachefs.policy.prefetch.learner import MOST_ROWS, SECTIONS, Rows, keys_at
-from cachefs.policy.prefetch.seam import Access, Image
+from cachefs.policy.prefetch.seam import Image
 
 _NEVER = np.float32(0)
 
@@ -23,12 +23,21 @@ class Recent:
         """By chunk, seconds after the first access, and one; 0: never."""
         self._begin_s: float | None = None
 
-    def touch(self, access: Access) -> None:
-        """Take an access."""
+    def touch(
+        self,
+        first: npt.NDArray[np.int64],
+        count: npt.NDArray[np.int64],
+        time_s: npt.NDArray[np.float64],
+    ) -> None:
+        """Take accesses, (n,) each, in the order of time: their first chunks, and how many."""
+        if not len(first):
+            return
         if self._begin_s is None:
-            self._begin_s = access.time_s
-        since_s = max(0.0, access.time_s - self._begin_s) + 1
-        self._touched_s[access.first : access.first + access.count] = since_s
+            self._begin_s = float(time_s[0])
+        since_s = np.maximum(time_s - self._begin_s, 0) + 1
+        for ahead in range(int(count.max())):
+            inside = (count > ahead) & (first + ahead < len(self._touched_s))
+            self._touched_s[first[inside] + ahead] = since_s[inside]
 
     def chunks(self, now_s: float, lately_s: float) -> npt.NDArray[np.int64]:
         """Return the chunks that were touched in the last `lately_s`, the newest first, (n,)."""

@@ -6,14 +6,14 @@ import numpy as np
 
 from cachefs.policy.prefetch.recent import Recent
 from cachefs.policy.prefetch.replay import places_of
-from cachefs.policy.prefetch.seam import Access
 from tests.unit.policy.prefetch.images import Bare
 
 
-def touched(*accesses: tuple[float, int, int]) -> Recent:
+def touched(*accesses: tuple[int, int, int]) -> Recent:
     recent = Recent(1000)
-    for time_s, first, count in accesses:
-        recent.touch(Access(time_s, 1, first, count))
+    whole = np.array(accesses, np.int64).reshape(-1, 3)
+    for part in (whole[:2], whole[2:]):
+        recent.touch(part[:, 1], part[:, 2], part[:, 0].astype(np.float64))
     return recent
 
 
