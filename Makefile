@@ -5,6 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 BUILT_FROM := pyproject.toml setup.py setup.cfg packaging/bootstrap.sh $(wildcard mount_helper/*.c mount_helper/*.h)
 PYTEST_ARGS ?=
+TEST_JOBS ?= 2
 
 .PHONY: help
 help: ## this list
@@ -39,8 +40,8 @@ demo: setup-demo ## import, mount and read real images in a temporary folder, an
 
 # ------------------------------------------------------------------------------------------ test it
 .PHONY: test guest check coverage
-test: setup ## the whole test suite (PYTEST_ARGS="-k name" for a part)
-	$(BIN)/python -m pytest -m "not guest" $(PYTEST_ARGS)
+test: setup ## the whole test suite (PYTEST_ARGS="-k name" for a part, TEST_JOBS=0 for one process)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile -m "not guest" $(PYTEST_ARGS)
 
 guest: setup-bench ## boot a full Debian guest from a mounted image in qemu (minutes)
 	$(BIN)/python -m pytest -m guest $(PYTEST_ARGS)
@@ -51,6 +52,11 @@ stress: export CACHEFS_KILLS = 100
 stress: export CACHEFS_LONGEST_READ_S = 2
 stress: setup ## a minute of eviction under comparison, a hundred kills under load
 	$(BIN)/python -m pytest tests/mount/test_lane_hits.py tests/fault/test_mount_kills.py $(PYTEST_ARGS)
+
+.PHONY: chaos
+CHAOS_ARGS ?=
+chaos: setup ## faults of every tier at random, under a load that compares (CHAOS_ARGS="--seconds 600 --seed 7")
+	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
 .PHONY: model sanitize fuzz
 model: setup ## the model of the board's protocols, deeper than `make test` does (minutes)
@@ -74,7 +80,7 @@ check: setup ## format, lint, types, layers, and more warnings for C
 	$(BIN)/lint-imports
 	$(CC) -fsyntax-only $(C_WARNINGS) -isystem $$($(BIN)/python -c \
 	    'import sysconfig; print(sysconfig.get_path("include"))') mount_helper/*.c
-	$(CC) -fsyntax-only $(C_WARNINGS) tests/mount_helper/native/*.c
+	$(CC) -fsyntax-only $(C_WARNINGS) tests/mount_helper/native/*.c tests/disk/*.c
 	$(CC) -fsyntax-only $(C_WARNINGS) $$(pkg-config --cflags fuse3) bench/servers/*.c
 
 # Open to all, because some tests run a process as nobody.
@@ -82,13 +88,13 @@ COVERAGE_FOLDER := $(CURDIR)/build/coverage-data
 coverage: export COVERAGE_FILE := $(COVERAGE_FOLDER)/data
 coverage: setup ## the test suite with line and branch coverage, subprocesses included (at least 90%)
 	@rm -rf $(COVERAGE_FOLDER) && mkdir -p $(COVERAGE_FOLDER) && chmod 1777 $(COVERAGE_FOLDER)
-	$(BIN)/coverage run -m pytest -m "not guest" $(PYTEST_ARGS)
+	$(BIN)/coverage run -m pytest -n $(TEST_JOBS) --dist loadfile -m "not guest" $(PYTEST_ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage html --quiet --fail-under=0
 	$(BIN)/coverage report
 
 # ------------------------------------------------------------------------------------------ measure it
-.PHONY: bench-hot bench-tail bench-disk bench-cold bench-tiers bench-s3 bench-s3-clients bench-import bench-chunk-size bench-eviction bench-eviction-large
+.PHONY: bench-hot bench-tail bench-disk bench-cold bench-tiers bench-s3 bench-s3-clients bench-import bench-chunk-size bench-eviction bench-eviction-large bench-prefetch bench-boot bench-observe bench-waste
 BENCH_ARGS ?=
 
 bench-hot: setup build/libfuse_pread ## hits, beside a bare pyfuse3 server and C libfuse servers
@@ -118,8 +124,20 @@ bench-import: setup ## import, beside zstd
 bench-chunk-size: setup-bench ## chunk sizes on two versions of a Debian image
 	$(BIN)/python -m bench.chunk_size $(BENCH_ARGS)
 
+bench-observe: setup ## what it costs a hit or a miss that fetching ahead looks at it
+	$(BIN)/python -m bench.observe $(BENCH_ARGS)
+
+bench-waste: setup ## what is fetched ahead of random readers and not read
+	$(BIN)/python -m bench.waste $(BENCH_ARGS)
+
 bench-eviction: setup ## policies on real traces (a folder of yours: BENCH_ARGS="--traces FOLDER")
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.eviction $(BENCH_ARGS)
+
+bench-prefetch: setup ## arms on real traces and boots (a folder of yours: BENCH_ARGS="--traces FOLDER")
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.prefetch $(BENCH_ARGS)
+
+bench-boot: setup-bench ## guests that start from S3, with and without a profile (minutes, qemu)
+	$(BIN)/python -m bench.boot $(BENCH_ARGS)
 
 bench-eviction-large: setup # CPU and memory of policies over 16 million chunks: minutes, 8 GB
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.eviction --large $(BENCH_ARGS)

@@ -1,6 +1,7 @@
 """Policies on real traces: the gap between LRU and Belady's MIN that each closes.
 
 The traces are no part of the repository: `--traces` names their folder, `../shared/traces` else.
+`--made` takes workloads that are made instead, `--fleet` recorded boots as a fleet of guests.
 `--lib` adds every policy of libCacheSim that runs, `--ablation` what each feature of `ml` is worth,
 `--large` the CPU and memory of an L1 of 16 million chunks.
 """
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from bench.table import Table, publish
+from bench.workloads import MADE, fleet, made
 from cachefs.policy.evict.ml.memory import FEATURES, Features, Memory
 from cachefs.policy.evict.names import POLICIES, make_policy
 from cachefs.policy.evict.order import Ticks
@@ -66,6 +69,8 @@ def main() -> None:
     parser.add_argument("--sizes", default=",".join(SIZES))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--made", action="store_true")
+    parser.add_argument("--fleet", action="store_true")
     parser.add_argument("--lib", action="store_true")
     parser.add_argument("--ablation", action="store_true")
     parser.add_argument("--large", action="store_true")
@@ -74,7 +79,7 @@ def main() -> None:
     if options.large:
         publish([large_table()], options.markdown)
         return
-    traces = [read_requests(path) for path in sorted(options.traces.glob("*.npz"))]
+    traces = recordings(options)
     if not traces:
         sys.exit(f"there are no traces (*.npz) in {options.traces}: name their folder, --traces")
     sizes = options.sizes.split(",")
@@ -84,24 +89,51 @@ def main() -> None:
     publish(tables(traces, options, sizes), options.markdown)
 
 
+def recordings(options: argparse.Namespace) -> list[Requests]:
+    """Return what is to be replayed."""
+    seeds = range(options.seeds)
+    if options.made:
+        return [made(name, seed) for name in MADE for seed in seeds]
+    if options.fleet:
+        boots = options.traces / "boots"
+        return [fleet(boots, seed, backup=scan) for scan in (False, True) for seed in seeds]
+    return [read_requests(path) for path in sorted(options.traces.glob("*.npz"))]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one replay showed against LRU and Belady's MIN."""
+
+    gap_closed: float
+    points: float
+    """Of miss ratio, fewer than LRU."""
+    us: float
+
+
+Case = tuple[Requests, int, str, list[str], int]
+
+
 def tables(traces: list[Requests], options: argparse.Namespace, sizes: list[str]) -> list[Table]:
     """Return one table of all cases and one of means."""
     names = [name for name in options.policies.split(",") if name != "lru"]
     each = Table("Gap closed, %", ("trace, chunk, cache", *names, "ml us/access"))
-    sums: dict[str, dict[str, list[float]]] = {name: {size: [] for size in sizes} for name in names}
+    all_found: dict[tuple[str, str], list[Found]] = {}
     cases = [(t, c, s, names, options.seeds) for t in traces for c in CHUNK_SIZES for s in sizes]
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        for case, (gaps, us) in zip(cases, pool.map(one_case, cases), strict=True):
+        for case, found in zip(cases, pool.map(one_case, cases), strict=True):
             requests, chunk_bytes, size = case[:3]
-            for name, found in gaps.items():
-                sums[name][size] += found
-            cells = [f"{statistics.mean(gaps[name]):.1f}" for name in names]
-            each.add(f"{requests.name} {chunk_bytes // KIB}K {size}", *cells, f"{us:.1f}")
+            for name, replays in found.items():
+                all_found.setdefault((name, size), []).extend(replays)
+            cells = [f"{statistics.mean(f.gap_closed for f in found[name]):.1f}" for name in names]
+            us = [f"{statistics.mean(f.us for f in found['ml']):.1f}" if "ml" in found else ""]
+            each.add(f"{requests.name} {chunk_bytes // KIB}K {size}", *cells, *us)
             print(each.rows[-1], file=sys.stderr, flush=True)
-    means = Table("Mean and worst gap closed, %", ("policy", *sizes))
+    means = Table(
+        "Gap closed, %: mean (worst; and the worst in points of miss ratio against LRU)",
+        ("policy", *sizes),
+    )
     for name in names:
-        cells = [f"{statistics.mean(g):.1f} ({min(g):.0f})" for g in sums[name].values()]
-        means.add(name, *cells)
+        means.add(name, *(summary(all_found[name, size]) for size in sizes))
     if options.lib:
         for name, gaps_by_size in their_gaps(traces, sizes):
             cells = [f"{statistics.mean(g):.1f} ({min(g):.0f})" for g in gaps_by_size]
@@ -109,23 +141,26 @@ def tables(traces: list[Requests], options: argparse.Namespace, sizes: list[str]
     return [each, means]
 
 
-def one_case(
-    case: tuple[Requests, int, str, list[str], int],
-) -> tuple[dict[str, list[float]], float]:
-    """Return the gaps that each policy closes, one a seed for `ml`, and what that takes."""
+def summary(found: list[Found]) -> str:
+    """Return mean and worst of what replays showed."""
+    mean = statistics.mean(each.gap_closed for each in found)
+    worst, points = min(f.gap_closed for f in found), min(f.points for f in found)
+    return f"{mean:.1f} ({worst:.0f}; {points:+.2f})"
+
+
+def one_case(case: Case) -> dict[str, list[Found]]:
+    """Return what each policy does, once for each seed for `ml`."""
     requests, chunk_bytes, text, names, seeds = case
     size = parse_cache_size(text)
     lru, best = (run_one(requests, Run(chunk_bytes, size, name)) for name in ("lru", "min"))
-    gaps: dict[str, list[float]] = {}
-    us: list[float] = []
+    found: dict[str, list[Found]] = {}
     for name in names:
-        found = [
-            run_one(requests, Run(chunk_bytes, size, name, seed))
-            for seed in range(seeds if name == "ml" else 1)
-        ]
-        gaps[name] = [gap_closed(lru.outcome, each.outcome, best.outcome) for each in found]
-        us = [each.us_per_access for each in found] if name == "ml" else us
-    return gaps, statistics.mean(us) if us else 0.0
+        for seed in range(seeds if name == "ml" else 1):
+            result = run_one(requests, Run(chunk_bytes, size, name, seed))
+            gap = gap_closed(lru.outcome, result.outcome, best.outcome)
+            points = 100 * (lru.outcome.miss_ratio - result.outcome.miss_ratio)
+            found.setdefault(name, []).append(Found(gap, points, result.us_per_access))
+    return found
 
 
 def their_gaps(traces: list[Requests], sizes: list[str]) -> Iterator[tuple[str, list[list[float]]]]:
@@ -179,7 +214,8 @@ def ablation_table(traces: list[Requests], sizes: list[str]) -> Table:
         cells = []
         for size in sizes:
             cases = [(t, c, size, ["ml"], 1) for t in traces for c in CHUNK_SIZES]
-            cells.append(f"{statistics.mean(one_case(case)[0]['ml'][0] for case in cases):.1f}")
+            gaps = [one_case(case)["ml"][0].gap_closed for case in cases]
+            cells.append(f"{statistics.mean(gaps):.1f}")
         table.add("nothing" if at is None else FEATURES[at], *cells)
         print(table.rows[-1], file=sys.stderr, flush=True)
     Memory.features = whole  # type: ignore[method-assign]

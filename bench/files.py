@@ -34,6 +34,15 @@ def build_dense_image(image: Path, size_bytes: int) -> Path:
         return build_ext4(tree, image, size_bytes)
 
 
+def build_noise(image: Path, size_bytes: int) -> Path:
+    """Make an image of random bytes."""
+    chance = random.Random(1)
+    with image.open("wb") as file:
+        for at in range(0, size_bytes, MIB):
+            file.write(chance.randbytes(min(MIB, size_bytes - at)))
+    return image
+
+
 def drop_from_page_cache(*places: Path) -> None:
     """Write out files and drop them from the kernel's page cache; folders with all below them."""
     os.sync()

@@ -1,8 +1,9 @@
 """Hits: the speed of reads whose chunks are all in L1, beside servers that do nothing but read.
 
 All servers serve the same bytes from the page cache and are mounted side by side. They are measured
-in turns (A B C, A B C, ...), and each figure is the median of its rounds, so that the drift of a
-shared machine hits all alike. Run it as `make bench-hot`.
+in turns (A B C, C B A, ...), many short ones, and each figure is the median of its rounds, so that
+the drift of a shared machine hits all alike. The best C server is the one with the best median: the
+best of four in each round would be the one that the noise has spared. Run it as `make bench-hot`.
 """
 
 import tempfile
@@ -39,15 +40,15 @@ C_SERVERS = (
 
 
 def ratio_by_rounds(mine: Sequence[Result], others: Sequence[Sequence[Result]]) -> float | None:
-    """Return the median over rounds of my IOPS to the best of the others' in the same round.
+    """Return the median over rounds of my IOPS to those of the best of the others.
 
     Rounds are minutes apart, the turns in one are seconds apart: this ratio is steadier than that
     of two medians while other programs use the machine. None without others.
     """
     if not others:
         return None
-    best = [max(result.iops for result in turn) for turn in zip(*others, strict=True)]
-    ratios = [result.iops / iops for result, iops in zip(mine, best, strict=True)]
+    best = max(others, key=lambda results: median(result.iops for result in results))
+    ratios = [result.iops / other.iops for result, other in zip(mine, best, strict=True)]
     return float(median(ratios))
 
 
@@ -106,8 +107,8 @@ def measure_buffered(paths: Mapping[Server, Path], rounds: int) -> Table:
 
 @click.command()
 @click.option("--size-mib", default=1024, show_default=True, help="Size of the served file.")
-@click.option("--runtime", "runtime_s", default=3.0, show_default=True, help="Seconds per point.")
-@click.option("--rounds", default=5, show_default=True)
+@click.option("--runtime", "runtime_s", default=1.0, show_default=True, help="Seconds per point.")
+@click.option("--rounds", default=15, show_default=True)
 @click.option(
     "--mount-options",
     multiple=True,

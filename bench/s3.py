@@ -1,7 +1,9 @@
 """Cold reads and imports over S3: a SeaweedFS server on loopback.
 
 Beside the cold sequential read, bare range GETs of the same packs by the same number of processes
-with the same number of requests in flight: the least that anybody with boto3 has to do. Requests
+with the same number of requests in flight: the least that anybody with boto3 has to do; and the
+same with what is got decompressed and verified, the least that anybody has to do who wants the
+bytes of these packs. Requests
 are counted by a proxy, in runs that are not timed. Run it as `make bench-s3`.
 """
 
@@ -22,8 +24,11 @@ import click
 
 from bench import clock, files, mounts
 from bench.table import Table, publish, rate, size
+from cachefs.codec.frame import decode_frame
 from cachefs.config import Config
+from cachefs.model.chunk import ChunkRef, chunk_id
 from cachefs.store.store import open_store
+from cachefs.tiers.ranges import plan_ranges
 from cachefs.units import GIB, KIB, MIB
 from tests.proxies.http_proxy import HttpProxy
 from tests.proxies.proxy import closing
@@ -37,8 +42,51 @@ STORE = "s3://images/bench"
 CHUNK_BYTES = 64 * KIB
 
 
-def get_all(packs: list[tuple[str, int]], threads: int) -> None:
-    """Get packs in ranges with boto3, several at once."""
+Frames = list[tuple[int, int, bytes, int]]
+"""Of a range: where each frame begins in it, its length, its chunk id, the chunk's length."""
+
+
+def whole_ranges(packs: list[tuple[str, int]]) -> list[tuple[str, int, int, Frames]]:
+    """Return ranges (key, begin, end) that cover packs, without regard to their frames."""
+    return [
+        (key, at, min(at + RANGE_BYTES, pack_bytes), [])
+        for key, pack_bytes in packs
+        for at in range(0, pack_bytes, RANGE_BYTES)
+    ]
+
+
+def frame_ranges(packs: list[tuple[str, int]]) -> list[tuple[str, int, int, Frames]]:
+    """Return ranges that cover the frames of packs and cut none, with what is in them."""
+    store = open_store(STORE)
+    found = []
+    for key, _ in packs:
+        pack = bytes.fromhex(key.rsplit("/", 1)[1])
+        refs = [
+            ChunkRef(
+                e["id"].tobytes(),
+                int(e["plain_bytes"]),
+                pack,
+                int(e["offset"]),
+                int(e["frame_bytes"]),
+            )
+            for e in store.pack_index(pack)
+        ]
+        for planned in plan_ranges(refs, 0, RANGE_BYTES):
+            frames = [
+                (
+                    refs[n].offset - planned.offset,
+                    refs[n].frame_bytes,
+                    refs[n].id,
+                    refs[n].plain_bytes,
+                )
+                for n in planned.members
+            ]
+            found.append((key, planned.offset, planned.offset + planned.size_bytes, frames))
+    return found
+
+
+def get_all(packs: list[tuple[str, int]], threads: int, *, decodes: bool) -> None:
+    """Get packs in ranges with boto3, several at once; decompress and verify them if asked to."""
     import boto3  # noqa: PLC0415 - as the subject does, in its own process
     from botocore.config import Config as BotocoreConfig  # noqa: PLC0415
 
@@ -50,25 +98,27 @@ def get_all(packs: list[tuple[str, int]], threads: int) -> None:
     endpoint = os.environ["CACHEFS_S3_ENDPOINT"]
     client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", config=config)
 
-    def get(what: tuple[str, int, int]) -> None:
-        key, begin, end = what
+    def get(what: tuple[str, int, int, Frames]) -> None:
+        key, begin, end, frames = what
         answer = client.get_object(Bucket="images", Key=key, Range=f"bytes={begin}-{end - 1}")
-        answer["Body"].read()
+        data = memoryview(answer["Body"].read())
+        for at, frame_bytes, wanted, plain_bytes in frames:
+            if chunk_id(decode_frame(data[at : at + frame_bytes], plain_bytes)) != wanted:
+                raise RuntimeError("a chunk is not what its id says")
 
-    ranges = [
-        (key, at, min(at + RANGE_BYTES, pack_bytes))
-        for key, pack_bytes in packs
-        for at in range(0, pack_bytes, RANGE_BYTES)
-    ]
+    ranges = frame_ranges(packs) if decodes else whole_ranges(packs)
     print("ready", flush=True)
     sys.stdin.readline()
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(get, ranges))
 
 
-def time_bare_gets(packs: list[tuple[str, int]], processes: int, threads: int) -> float:
+def time_bare_gets(
+    packs: list[tuple[str, int]], processes: int, threads: int, *, decodes: bool = False
+) -> float:
     """Return the seconds that `processes` take to get all packs, their start not counted."""
     command = [sys.executable, "-m", "bench.s3", "--bare", str(threads)]
+    command += ["--decodes"] if decodes else []
     with ExitStack() as stack:
         running = [
             stack.enter_context(
@@ -161,25 +211,34 @@ def measure(server: S3Server, work: Path, image: Path, rounds: int, options: str
     packed_bytes = sum(pack_bytes for _, pack_bytes in packs)
     config = Config()
     processes, threads = config.fetch.fetcher_count(), config.s3.requests_in_flight
-    bare_s, cold_s, requests = [], [], 0
+    bare_s, decoded_s, cold_s, without_s, requests = [], [], [], [], 0
     for _ in range(rounds):
         bare_s.append(time_bare_gets(packs, processes, threads))
+        decoded_s.append(time_bare_gets(packs, processes, threads, decodes=True))
+        without_s.append(read_cold(work, ",".join(filter(None, [options, "noprefetch"])))[0])
         read_s, metrics = read_cold(work, options)
         cold_s.append(read_s)
         requests = metrics["l3_requests"]
-    bare, cold = median(bare_s), median(cold_s)
+    bare, cold, decoded = median(bare_s), median(cold_s), median(decoded_s)
     table = Table(
         f"Cold sequential read of {size(size_bytes)} ({size(packed_bytes)} in packs) from S3",
-        ["", "seconds", "of the image", "of the packs", "of bare GETs"],
+        ["", "seconds", "of the image", "of the packs", "of bare GETs", "of those decoded"],
     )
     for name, seconds in (
         (f"bare range GETs of 8 MiB, {processes} process, {threads} at once", bare),
+        ("the same, decompressed and verified", decoded),
         ("cachefs, empty L1", cold),
+        ("cachefs -o noprefetch", median(without_s)),
     ):
         speeds = (rate(size_bytes / seconds), rate(packed_bytes / seconds))
-        table.add(name, f"{seconds:.2f}", *speeds, f"{bare / seconds:.2f}")
+        ratios = (f"{bare / seconds:.2f}", f"{decoded / seconds:.2f}")
+        table.add(name, f"{seconds:.2f}", *speeds, *ratios)
     verdict = "reached" if bare / cold >= TARGET else "MISSED"
     table.notes.append(f"Target {TARGET} {verdict} ({bare / cold:.2f}); {requests} range GETs.")
+    rounds_text = ", ".join(
+        f"{b / c:.2f} ({d / c:.2f})" for b, d, c in zip(bare_s, decoded_s, cold_s, strict=True)
+    )
+    table.notes.append(f"By round, of bare GETs (of those decoded): {rounds_text}.")
     times_us, each = random_reads(work, image, options)
     times_us.sort()
     spread = Table("Random 4 KiB reads, cold", ["", "p50 ms", "p99 ms", "range GETs a read"])
@@ -195,7 +254,9 @@ def measure(server: S3Server, work: Path, image: Path, rounds: int, options: str
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--options", default="", help="Mount options.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write the tables here, too.")
+@click.option("--noise", is_flag=True, help="An image that no codec makes smaller.")
 @click.option("--bare", type=int, hidden=True)
+@click.option("--decodes", is_flag=True, hidden=True)
 @click.argument("packs", required=False)
 def main(
     image: Path | None,
@@ -203,16 +264,20 @@ def main(
     rounds: int,
     options: str,
     markdown: Path | None,
+    noise: bool,
     bare: int | None,
+    decodes: bool,
     packs: str | None,
 ) -> None:
     """Measure cold reads and imports over S3."""
     if bare is not None:
-        get_all([(key, pack_bytes) for key, pack_bytes in json.loads(packs or "[]")], bare)
+        listed = [(key, pack_bytes) for key, pack_bytes in json.loads(packs or "[]")]
+        get_all(listed, bare, decodes=decodes)
         return
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s3-")))
-        image = image or files.build_dense_image(work / "dense.img", size_mib * MIB)
+        build = files.build_noise if noise else files.build_dense_image
+        image = image or build(work / "image.img", size_mib * MIB)
         (work / "server").mkdir()
         server = stack.enter_context(seaweedfs(work / "server"))
         os.environ.update(server.environment())

@@ -17,10 +17,14 @@ Measured = dict[tuple[Subject, Workload], list[Result]]
 def measure_in_turns(
     paths: Mapping[Subject, Path], workloads: Sequence[Workload], runtime_s: float, rounds: int
 ) -> Measured[Subject]:
-    """Measure each workload on each subject's file, once a round, the subjects in turns."""
+    """Measure each workload on each subject's file, once a round, the subjects in turns.
+
+    Every other round goes backwards, so that nobody always comes after the same one.
+    """
     measured: Measured[Subject] = {}
-    turns = [(w, s) for _ in range(rounds) for w in workloads for s in paths]
+    order = list(paths)
+    turns = [(w, s) for n in range(rounds) for w in workloads for s in order[:: -1 if n % 2 else 1]]
     for workload, subject in track(turns, description="measuring"):
-        result = fio.measure(paths[subject], workload, runtime_s)
+        result = fio.measure(paths[subject], workload, runtime_s, 0.2)
         measured.setdefault((subject, workload), []).append(result)
     return measured

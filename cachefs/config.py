@@ -1,16 +1,15 @@
 """The configuration: one TOML file, every limit checked, every default stated once.
 
-Precedence: defaults, then the file, then the environment (for S3 only), then what the command line
-says.
+Precedence: defaults, then a preset, then the file, then the environment (for S3 only), then what
+the command line says.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +23,10 @@ from pydantic import (
 
 from cachefs.errors import ConfigError, UsageError
 from cachefs.model.address import parse_l2_address
+from cachefs.model.image import OnOutage
+from cachefs.settings.layers import PRESET_KEY, Layer, chosen_preset, merge
+from cachefs.settings.presets import PRESETS, PresetName
+from cachefs.settings.problems import SizeMark, describe, nearest
 from cachefs.units import GIB, KIB, MIB, TIB, parse_size
 
 DEFAULT_CONFIG_PATH = Path("/etc/cachefs/cachefs.toml")
@@ -38,7 +41,7 @@ def _size(value: object) -> object:
         raise ValueError(str(error)) from error
 
 
-Size = Annotated[int, BeforeValidator(_size)]
+Size = Annotated[int, BeforeValidator(_size), SizeMark()]
 
 
 def _l2_url(text: str) -> str:
@@ -127,7 +130,7 @@ class L1Section(_Section):
 class EvictionSection(_Section):
     """What L1 gives up for what comes in."""
 
-    policy: PolicyName = "2q"
+    policy: PolicyName = "ml"
 
 
 class FetchSection(_Section):
@@ -137,6 +140,9 @@ class FetchSection(_Section):
     """Fetcher processes; 0: half of the machine's cores, at least one."""
     read_deadline_s: float = Field(default=30.0, ge=0.1, le=3600)
     """How long a read waits for its chunks before it fails with EIO."""
+    on_outage: OnOutage = "fail"
+    """What a read does that needs the store while that is away: `fail` with EIO at its deadline, or
+    `hold`: wait until the store is back. The label `on_outage` of an image goes before this."""
     job_timeout_s: float = Field(default=60.0, ge=0.5, le=7200)
     """A fetcher that is silent for so long is ended and its work given to another."""
 
@@ -190,6 +196,35 @@ class L2Section(_Section):
     """A chunk that `codec` shrinks by less than this is stored plain there."""
 
 
+class PrefetchSection(_Section):
+    """What is fetched before anybody asks for it."""
+
+    enabled: bool = True
+    most_bytes: Size = Field(default=256 * MIB, ge=0, le=TIB)
+    """The most that is fetched ahead and not read yet; `l1_share` bounds it, too."""
+    l1_share: float = Field(default=0.125, ge=0.001, le=1)
+    """The part of L1's quota that chunks may take which nobody has read yet."""
+    window_bytes: Size = Field(default=128 * MIB, ge=64 * KIB, le=4 * GIB)
+    """The furthest that a sequential reader is run ahead of."""
+    request_bytes: Size = Field(default=8 * MIB, ge=64 * KIB, le=64 * MIB)
+    """The most that one request asks the store for."""
+    requests: int = Field(default=4, ge=1, le=64)
+    """Requests ahead of demand that one fetcher of a store on S3 has under way at once, at most."""
+    bytes_per_s: Size = Field(default=0, ge=0, le=TIB)
+    """The most that is asked for ahead in a second; 0: as much as the store gives."""
+    arms: tuple[Literal["replay", "recurrence", "markov", "association", "lstm"], ...] = (
+        "replay",
+        "recurrence",
+        "markov",
+        "association",
+    )
+    """Those that learn, beside the sequential one."""
+    share_profiles: bool = True
+    """Whether what was learned of an image's start is taken from the store, and written there."""
+    lstm_weights: str = ""
+    """The file that `cachefs train` wrote; the LSTM is silent without it."""
+
+
 class MountSection(_Section):
     """How the kernel sees the mount."""
 
@@ -227,12 +262,15 @@ class MetricsSection(_Section):
 class Config(_Section):
     """The whole configuration."""
 
+    preset: PresetName = "default"
+    """What the other values were other than by default for, before the file was read."""
     store: StoreSection = StoreSection()
     s3: S3Section = S3Section()
     l1: L1Section = L1Section()
     l2: L2Section = L2Section()
     eviction: EvictionSection = EvictionSection()
     fetch: FetchSection = FetchSection()
+    prefetch: PrefetchSection = PrefetchSection()
     mount: MountSection = MountSection()
     lane: LaneSection = LaneSection()
     metrics: MetricsSection = MetricsSection()
@@ -273,6 +311,13 @@ MOUNT_OPTIONS: dict[str, tuple[str, str]] = {
     "fetchers": ("fetch", "fetchers"),
     "read_deadline": ("fetch", "read_deadline_s"),
     "job_timeout": ("fetch", "job_timeout_s"),
+    "prefetch": ("prefetch", "enabled"),
+    "prefetch_most": ("prefetch", "most_bytes"),
+    "prefetch_window": ("prefetch", "window_bytes"),
+    "prefetch_request": ("prefetch", "request_bytes"),
+    "prefetch_requests": ("prefetch", "requests"),
+    "prefetch_rate": ("prefetch", "bytes_per_s"),
+    "on_outage": ("fetch", "on_outage"),
     "refresh": ("store", "refresh_s"),
     "s3_endpoint": ("s3", "endpoint"),
     "s3_region": ("s3", "region"),
@@ -281,6 +326,7 @@ MOUNT_OPTIONS: dict[str, tuple[str, str]] = {
     "s3_credentials": ("s3", "credentials_file"),
     "s3_ca": ("s3", "ca_file"),
     "s3_requests": ("s3", "requests_in_flight"),
+    "preset": ("", "preset"),
     "allow_other": ("mount", "allow_other"),
     "read_ahead": ("mount", "read_ahead_bytes"),
     "max_read": ("mount", "max_read_bytes"),
@@ -311,23 +357,56 @@ S3_VARIABLES = "CACHEFS_S3_"
 """With the name of a key of [s3] in capitals: CACHEFS_S3_ENDPOINT. Above the file."""
 
 
+COMMAND_LINE = "command line"
+_DEFAULT = "default"
+
+
 def load_config(path: Path | None, overrides: dict[str, dict[str, object]]) -> Config:
     """Return the configuration of a file (none: the default path, if it exists) and overrides.
+
+    Args:
+        path: The file.
+        overrides: By section; what has no section is in the section "".
 
     Raises:
         ConfigError: it cannot be read, or a key or value is wrong; the message names all of them.
     """
+    return load_explained(path, overrides)[0]
+
+
+def load_explained(
+    path: Path | None, overrides: dict[str, dict[str, object]]
+) -> tuple[Config, dict[tuple[str, ...], str]]:
+    """Return the configuration, and for each key where its value comes from: a `Merged.origins`.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    layers = [*_file_layers(path), Layer("environment", {"s3": _from_environment()})]
+    said = {section: values for section, values in overrides.items() if section and values}
+    layers.append(Layer(COMMAND_LINE, {**said, **overrides.get("", {})}))
+    preset = chosen_preset(layers)
+    if isinstance(preset, str) and preset in PRESETS:
+        layers.insert(0, Layer(f"preset {preset}", dict(PRESETS[cast("PresetName", preset)])))
+    merged = merge(layers)
+    origin = str(path or (DEFAULT_CONFIG_PATH if DEFAULT_CONFIG_PATH.exists() else COMMAND_LINE))
+    config = validated(merged.values, origin)
+    found: dict[tuple[str, ...], str] = {}
+    found[PRESET_KEY,] = merged.origins.get((PRESET_KEY,), _DEFAULT)
+    for section in Config.model_fields:
+        for key in getattr(type(getattr(config, section)), "model_fields", {}):
+            found[section, key] = merged.origins.get((section, key), _DEFAULT)
+    return config, found
+
+
+def _file_layers(path: Path | None) -> list[Layer]:
     chosen = path or (DEFAULT_CONFIG_PATH if DEFAULT_CONFIG_PATH.exists() else None)
-    values: dict[str, Any] = {}
-    if chosen is not None:
-        try:
-            values = tomllib.loads(chosen.read_text())
-        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the configuration {chosen}: {error}") from error
-    for section, settings in [("s3", _from_environment()), *overrides.items()]:
-        if settings and isinstance(values.setdefault(section, {}), dict):
-            values[section].update(settings)
-    return _validated(values, str(chosen or "command line"))
+    if chosen is None:
+        return []
+    try:
+        return [Layer(str(chosen), tomllib.loads(chosen.read_text()))]
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration {chosen}: {error}") from error
 
 
 def parse_mount_options(text: str) -> dict[str, dict[str, object]]:
@@ -344,8 +423,9 @@ def parse_mount_options(text: str) -> dict[str, dict[str, object]]:
         switch = "" if equals else name.removeprefix("no")
         known = MOUNT_OPTIONS.get(name) or MOUNT_OPTIONS.get(switch)
         if known is None:
+            near = nearest(name, MOUNT_OPTIONS)
             raise ConfigError(
-                f"mount option '{name}' does not exist: "
+                f"mount option '{name}' does not exist{f', is {near} meant?' if near else ''}: "
                 f"take one of {', '.join(sorted(MOUNT_OPTIONS))}"
             )
         section, key = known
@@ -361,17 +441,13 @@ def _from_environment() -> dict[str, object]:
     }
 
 
-def _validated(values: dict[str, Any], origin: str) -> Config:
+def validated(values: dict[str, Any], origin: str) -> Config:
+    """Return the configuration that values are; `origin` names them in a message.
+
+    Raises:
+        ConfigError: a key or value is wrong; the message names all of them.
+    """
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc']))} = {_shown(problem['input'])}: {problem['msg']}"
-            for problem in error.errors()
-        )
-        raise ConfigError(f"configuration ({origin}): {problems}") from error
-
-
-def _shown(value: object) -> str:
-    """Return a value for a message, without what may be a password in an address."""
-    return re.sub(r"//[^/'\"]*@", "//***@", repr(value))
+        raise ConfigError(f"configuration ({origin}): {describe(Config, error)}") from error

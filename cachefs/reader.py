@@ -12,10 +12,12 @@ bytes.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import lmdb
 import trio
@@ -39,6 +41,10 @@ MAX_READ_BYTES = MIB
 _MOST_HINTS = 16 * 1024
 """About 5 MB; 1 GiB of chunks of 64 KiB."""
 
+_MOST_WAITING = 2048
+"""Reads that may wait here before those that can wait elsewhere do; half of what the FUSE session
+has tasks for, so that an image whose readers hold on leaves room for the others."""
+
 _DISK_THREADS = 32
 """Slot reads that wait for the disk at the same time: the queue depth that a fast SSD wants."""
 
@@ -55,7 +61,8 @@ class _Piece:
 class Reader:
     """Reads images through L1 and the stack.
 
-    `buffer` gives a hit its buffer of so many bytes; without it one buffer serves all.
+    `buffer` gives a hit its buffer of so many bytes; without it one buffer serves all. A slot that
+    the disk does not give within `disk_patience_s` is left, and its chunk comes from the next tier.
     """
 
     def __init__(
@@ -67,12 +74,14 @@ class Reader:
         *,
         verify_reads: bool,
         buffer: Callable[[int], memoryview] | None = None,
+        disk_patience_s: float = 1.0,
     ) -> None:
         self._l1 = l1
         self._stack = stack
         self._metrics = metrics
         self._deadline_s = deadline_s
         self._verify_reads = verify_reads
+        self._disk_patience_s = disk_patience_s
         self._buffer = buffer or _one_buffer()
         self._hints: dict[tuple[int, int], tuple[int, int, int]] = {}
         """Places (fd, position, slot) of chunks, by table and index, true while `L1.drops` was
@@ -108,12 +117,18 @@ class Reader:
         return buffer
 
     async def read(
-        self, table: ManifestTable, offset: int, size_bytes: int, inode: int = NO_INODE
+        self,
+        table: ManifestTable,
+        offset: int,
+        size_bytes: int,
+        inode: int = NO_INODE,
+        *,
+        holds: bool = False,
     ) -> bytes | memoryview:
         """Return the bytes of an image from `offset`: `size_bytes`, or fewer at its end.
 
-        With `inode` the board is told where its chunks are. The result is valid until something
-        else runs on this thread.
+        With `inode` the board is told where its chunks are. `holds`: an outage does not end the
+        read, it is asked again. The result is valid until something else runs on this thread.
 
         Raises:
             DeadlineError: the chunks did not come in time.
@@ -123,14 +138,36 @@ class Reader:
         self._metrics.reads += 1
         self._metrics.read_bytes += size_bytes
         self._metrics.waiting_reads += 1
+        begun_s = trio.current_time()
         try:
+            if holds and self._metrics.waiting_reads > _MOST_WAITING:
+                raise DeadlineError(f"{_MOST_WAITING} reads wait already")
             return await self._read_long(table, offset, size_bytes, inode)
         except CachefsError as error:
+            if holds and error.transient:
+                self._metrics.held_reads += 1
+                raise
             self._metrics.read_errors += 1
             self._metrics.read_deadlines += isinstance(error, DeadlineError)
             raise
         finally:
             self._metrics.waiting_reads -= 1
+            self._metrics.read_wait_us += int((trio.current_time() - begun_s) * 1e6)
+
+    async def read_chunks(self, refs: list[ChunkRef], chunk_bytes: int) -> bytes:
+        """Return whole chunks, one after the other, from wherever they are.
+
+        Raises:
+            CachefsError: as `read`.
+        """
+        deadline_s = trio.current_time() + self._deadline_s
+        pieces = [_Piece(index, 0, ref.plain_bytes) for index, ref in enumerate(refs)]
+        missing = [ref for ref in refs if self._l1.find(ref.id) is None]
+        self._metrics.miss_chunks += len(missing)
+        with self._stack.flights(missing, chunk_bytes, deadline_s) as flights:
+            await self._stack.wait(flights, deadline_s)
+            landed = {flight.ref.id: flight for flight in flights}
+            return await self._read_pieces(refs, pieces, landed, chunk_bytes, deadline_s)
 
     def _fill_by_hint(self, table: ManifestTable, offset: int, buffer: memoryview) -> bool:
         """Fill a buffer from the one chunk that it lies in, if that chunk's place is known."""
@@ -197,7 +234,10 @@ class Reader:
         deadline_s = trio.current_time() + self._deadline_s
         pieces = _split(offset, size_bytes, table.chunk_bytes)
         refs = [table.chunk(piece.index) for piece in pieces]
-        missing = [ref for ref in refs if not ref.is_zero and self._l1.find(ref.id) is None]
+        is_left = self._l1.is_left
+        missing = [
+            ref for ref in refs if not ref.is_zero and (is_left or self._l1.find(ref.id) is None)
+        ]
         if not missing:
             data = await self._read_pieces(refs, pieces, {}, table.chunk_bytes, deadline_s)
             self._publish(refs, pieces, inode)
@@ -246,22 +286,32 @@ class Reader:
                 )
                 if part is None:  # gone meanwhile, or it turned out to be bad
                     self._metrics.miss_chunks += 1
-                    with self._stack.flights([ref], chunk_bytes, deadline_s) as again:
-                        await self._stack.wait(again, deadline_s)
-                        part = await self._from_flight(again[0], piece)
+                    part = await self._from_elsewhere(ref, piece, chunk_bytes, deadline_s)
                 if part is None:
                     raise CacheError("L1 cannot read what was just written, twice")
                 parts.append(part)
             return b"".join(parts)
         raise DeadlineError(f"L1 did not answer within {self._deadline_s:.0f} s")
 
+    async def _from_elsewhere(
+        self, ref: ChunkRef, piece: _Piece, chunk_bytes: int, deadline_s: float
+    ) -> bytes | None:
+        """Return a piece from the next tier: kept if L1 has lost it, past a disk that fails."""
+        for is_kept in (self._l1.find(ref.id) is None, False):
+            with self._stack.flights([ref], chunk_bytes, deadline_s, is_kept=is_kept) as again:
+                await self._stack.wait(again, deadline_s)
+                part = await self._from_flight(again[0], piece)
+                if part is not None:
+                    return part
+        return None
+
     async def _from_l1(self, ref: ChunkRef, piece: _Piece) -> bytes | None:
-        """Return a piece from L1, None if L1 does not hold its chunk, or only a bad copy."""
+        """Return a piece from L1, None if L1 does not hold its chunk, or cannot give it now."""
         if ref.is_zero:
             self._metrics.zero_chunks += 1
             return bytes(piece.size_bytes)
         placement = self._l1.find(ref.id)
-        if placement is None:
+        if placement is None or self._l1.is_left:
             return None
         must_verify = self._verify_reads or self._l1.is_suspect(placement)
         self._l1.pin(placement.slot)
@@ -272,9 +322,7 @@ class Reader:
             else:
                 part = await self._read_slot(placement.slot, piece.start, piece.size_bytes)
         except OSError as error:
-            logger.warning("L1 cannot read chunk %s: %s", ref.id.hex()[:16], error)
-            self._metrics.l1_errors += 1
-            self._l1.drop(ref.id, placement.slot)
+            self._unreadable(error, ref, placement.slot)
             return None
         except CorruptError as error:
             logger.warning("%s; it is fetched again", error)
@@ -305,9 +353,7 @@ class Reader:
                 return await self._read_slot(flight.slot, piece.start, piece.size_bytes)
             plain = await self._read_slot(flight.slot, 0, flight.ref.plain_bytes)
         except OSError as error:
-            logger.warning("L1 cannot read what was just written: %s", error)
-            self._metrics.l1_errors += 1
-            self._l1.drop(flight.ref.id, flight.slot)
+            self._unreadable(error, flight.ref, flight.slot)
             return None
         if chunk_id(plain) != flight.ref.id:
             logger.warning("chunk %s in L1 is corrupt already", flight.ref.id.hex()[:16])
@@ -326,12 +372,23 @@ class Reader:
         except OSError:
             pass  # not in the page cache, or a file system that cannot say: the thread will
         self._metrics.disk_waits += 1
-        data = await trio.to_thread.run_sync(
-            os.pread, fd, size_bytes, position + start, limiter=self._disk, abandon_on_cancel=True
-        )
+        read = partial(os.pread, fd, size_bytes, position + start)
+        with trio.move_on_after(self._disk_patience_s) as patience:
+            data = await trio.to_thread.run_sync(read, limiter=self._disk, abandon_on_cancel=True)
+        if patience.cancelled_caught:
+            raise OSError(errno.ETIMEDOUT, f"no answer in {self._disk_patience_s:g} s")
         if len(data) != size_bytes:
-            raise OSError(5, "the segment ends too early")
+            raise OSError(errno.EIO, "the segment ends too early")
+        self._l1.health.succeeded()
         return data
+
+    def _unreadable(self, error: OSError, ref: ChunkRef, slot: int) -> None:
+        """Take note of a slot that cannot be read; one that is only slow keeps its chunk."""
+        logger.warning("L1 cannot read chunk %s: %s", ref.id.hex()[:16], error)
+        self._metrics.l1_errors += 1
+        self._l1.health.failed()
+        if error.errno != errno.ETIMEDOUT:
+            self._l1.drop(ref.id, slot)
 
 
 def _split(offset: int, size_bytes: int, chunk_bytes: int) -> list[_Piece]:

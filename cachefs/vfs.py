@@ -14,7 +14,7 @@ from datetime import datetime
 from blake3 import blake3
 
 from cachefs.errors import NotFoundError
-from cachefs.model.image import Image, ImageVersion
+from cachefs.model.image import Image, ImageVersion, OnOutage
 
 ROOT_INODE = 1
 _INODE_BITS = 62
@@ -97,9 +97,13 @@ class Tree:
 
 
 class Vfs:
-    """The current tree, and older versions that the kernel may still know."""
+    """The current tree, and older versions that the kernel may still know.
 
-    def __init__(self) -> None:
+    `on_outage` is for images that have no label of their own.
+    """
+
+    def __init__(self, on_outage: OnOutage = "fail") -> None:
+        self._on_outage = on_outage
         self.tree = Tree([])
         self._older: dict[int, FileNode] = {}
 
@@ -115,16 +119,29 @@ class Vfs:
         for inode, (name, version) in versions.items():
             self._older[inode] = FileNode(inode, name, version)
 
+    def known(self, inode: int) -> Node | None:
+        """Return what an inode stands for, None if nothing that was ever shown."""
+        return self.tree.nodes.get(inode) or self._older.get(inode)
+
     def node(self, inode: int) -> Node:
         """Return what an inode stands for.
 
         Raises:
             NotFoundError: nothing that was ever shown.
         """
-        node = self.tree.nodes.get(inode) or self._older.get(inode)
+        node = self.known(inode)
         if node is None:
             raise NotFoundError(f"no inode {inode}")
         return node
+
+    def holds(self, inode: int) -> bool:
+        """Whether what needs the store waits for it, however long it is away.
+
+        Raises:
+            NotFoundError: nothing that was ever shown.
+        """
+        node = self.node(inode)
+        return isinstance(node, FileNode) and node.version.holds(self._on_outage)
 
     def lookup(self, parent: int, name: str) -> Node:
         """Return what a name in a folder stands for.

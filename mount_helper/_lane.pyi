@@ -1,5 +1,6 @@
 from typing import TypedDict, final
 
+HOLD_ERROR: int
 EVENT_INIT_ANSWERED: int
 PASSED_READ_FORMAT: str
 EVENT_DAEMON_LOST: int
@@ -56,11 +57,14 @@ class LaneStatistics(TypedDict):
     kernel_gave_up: int
     write_errors: int
     interrupts: int
+    given_back: int
     answered_killed: int
     answered_outage: int
     answered_late: int
+    disk_direct: int
     disk_late: int
     throttled: int
+    held: int
     kept: int
     kept_bytes: int
     attached: int
@@ -119,6 +123,7 @@ class Board:
         table_bytes: int,
         /,
     ) -> None: ...
+    def hold_image(self, number: int, holds: int, /) -> None: ...
     def unset_image(self, number: int, /) -> None: ...
     def images(self) -> list[tuple[int, int, int, int, int, int]]: ...
     def generation(self, number: int, /) -> int: ...

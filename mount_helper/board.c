@@ -280,6 +280,16 @@ static PyObject *Board_set_image(PyObject *self, PyObject *const *arguments, Py_
     Py_RETURN_NONE;
 }
 
+static PyObject *Board_hold_image(PyObject *self, PyObject *const *arguments, Py_ssize_t count) {
+    uint64_t of[2]; /* number, holds */
+    if (!numbers(arguments, count, 2, of))
+        return NULL;
+    if (of[0] >= BOARD_IMAGES)
+        return PyErr_Format(PyExc_ValueError, "there is no such entry");
+    atomic_store_explicit(&board_of(self)->images[of[0]].holds, of[1] != 0, memory_order_relaxed);
+    Py_RETURN_NONE;
+}
+
 static PyObject *Board_images(PyObject *self, PyObject *unused) {
     (void)unused;
     struct board *board = board_of(self);
@@ -405,6 +415,7 @@ static PyMethodDef board_methods[] = {
     {"is_adopted", Board_is_adopted, METH_O, "Whether the lane reads a class from the same file."},
     {"bucket", Board_bucket, METH_O, "The first of the numbers that an inode's image can have."},
     {"set_image", (PyCFunction)(void (*)(void))Board_set_image, METH_FASTCALL, "Make an image's entry valid."},
+    {"hold_image", (PyCFunction)(void (*)(void))Board_hold_image, METH_FASTCALL, "Say whether an image's readers wait."},
     {"unset_image", Board_unset_image, METH_O, "Make an image's entry invalid, and its table's memory free."},
     {"images", Board_images, METH_NOARGS, "The valid entries."},
     {"generation", Board_generation, METH_O, "The generation of an entry: odd while it is valid."},

@@ -117,7 +117,8 @@ struct board_image {
     atomic_ullong size_bytes;
     atomic_ullong table_at;    /* from the beginning of the tables */
     atomic_ullong table_bytes; /* 0: it has none, and its reads are all passed on */
-    atomic_ullong unused[3];
+    atomic_ullong holds;       /* its readers wait for the store for as long as it takes; no part of what is valid together */
+    atomic_ullong unused[2];
 };
 
 struct board_slot {
@@ -227,6 +228,7 @@ struct board_view {
     uint32_t number; /* of the entry; for messages */
     uint32_t generation, chunk_shift;
     uint64_t size_bytes, table_at, table_bytes;
+    bool holds;
 };
 
 static inline bool board_is_same(const struct board_view *view) {
@@ -248,6 +250,7 @@ static inline bool board_find_image(struct board *board, uint64_t inode, struct 
         view->size_bytes = atomic_load_explicit(&entry->size_bytes, memory_order_relaxed);
         view->table_at = atomic_load_explicit(&entry->table_at, memory_order_relaxed);
         view->table_bytes = atomic_load_explicit(&entry->table_bytes, memory_order_relaxed);
+        view->holds = atomic_load_explicit(&entry->holds, memory_order_relaxed);
         bool is_it = atomic_load_explicit(&entry->inode, memory_order_relaxed) == inode;
         if (is_it && view->generation & 1 && board_is_same(view))
             return true;

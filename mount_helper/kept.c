@@ -60,10 +60,11 @@ struct kept *kept_add(struct kept_table *table, const struct fuse_in_header *req
     kept->opcode = request->opcode;
     kept->pid = request->pid;
     kept->device = device;
+    kept->process = 0;
     kept->came_ns = kept->since_ns = kept->checked_ns = now_ns();
     kept->daemon_serial = 0;
     kept->state = state;
-    kept->interrupted = kept->sent_before = kept->sent_again = false;
+    kept->interrupted = kept->sent_before = kept->sent_again = kept->is_held = false;
     struct kept **bucket = bucket_of(table, request->unique);
     kept->chain = *bucket;
     *bucket = kept;
@@ -83,6 +84,7 @@ uint32_t kept_take(struct kept_table *table, uint64_t unique, uint32_t *device) 
     *device = kept->device;
     list_remove(&table->lists[kept->state], kept);
     table->count--;
+    table->held -= kept->is_held;
     table->bytes -= kept_size(kept);
     if (kept->body != kept->inline_body)
         free(kept->body);
@@ -98,6 +100,13 @@ void kept_move(struct kept_table *table, struct kept *kept, enum kept_state stat
     kept->sent_before |= state == KEPT_SENT;
     kept->since_ns = now_ns();
     list_append(&table->lists[state], kept);
+}
+
+void kept_hold(struct kept_table *table, struct kept *kept) {
+    table->held += !kept->is_held;
+    kept->is_held = true;
+    kept->sent_again = false;
+    kept_move(table, kept, KEPT_HELD, 0);
 }
 
 void kept_free_all(struct kept_table *table) {

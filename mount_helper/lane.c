@@ -24,21 +24,28 @@
  * writes for a request that it has just taken out of the table (under the lock), so that its counts are right. It is
  * needed for all this that inode numbers and file handles mean the same in every daemon.
  *
- * Each kept request is either `waiting` (nobody has it), `sent` (the daemon with that serial number has it) or `on disk`
- * (a reader waits for its bytes):
+ * Each kept request is either `waiting` (nobody has it), `sent` (the daemon with that serial number has it), `on disk`
+ * (a reader waits for its bytes) or `held` (a daemon gave it back):
  *      read from the kernel -> waiting, sent or on disk;  on disk, too long or in vain -> waiting
  *      sent, its daemon is lost -> waiting;  waiting, a daemon is there -> sent
+ *      sent, its daemon answers HOLD_ERROR -> held;  held, at a tick -> waiting
  * A daemon is lost when its socket is at its end, that is, after all of its replies have been read from it.
  *
  * FUSE_INIT is kept for ever and is the first message to every daemon, because libfuse refuses all else before it. The
  * first reply goes to the kernel, later ones are dropped; a daemon becomes `current` (gets requests) with its INIT reply.
+ *
+ * Readers that shall wait. While the store is away, a daemon that knows that the readers of an image would rather wait than
+ * fail (on_outage = "hold") answers their requests with HOLD_ERROR after a while. So they take no room in the daemon, are
+ * asked for again and again, by its successors too, and have no deadline: the store or a SIGKILL ends them. Requests for
+ * an image that the board says this of have none from the beginning, so that they outlive a daemon that does not come up.
  *
  * Devices. Each reader has an open file of /dev/fuse (FUSE_DEV_IOC_CLONE), and the kernel wants the answer through the
  * file that the request came by. So a request knows its device, and a daemon has all of them.
  *
  * Reads have a socket of their own (SOCK_STREAM), to a daemon that takes them there: a `struct passed_read` each, so that
  * the daemon can take all that there are at once, past libfuse. It writes the answer to the kernel itself, through the
- * device that the read came by, and then its unique, 8 bytes, into the socket.
+ * device that the read came by, and then its unique, 8 bytes, into the socket. With the lowest bit set (uniques are even)
+ * the read is given back instead, as by HOLD_ERROR.
  *
  * Locks: one mutex for the table, the daemons and the queue; another for the crew. Nothing blocks under them: the sockets
  * are used without blocking. The threads know nothing of Python and never hold the GIL.
@@ -65,9 +72,14 @@
 #define NOTIFICATION_LIMIT_BYTES (16 * 1024 * 1024)
 #define TICK_NS 250000000ULL /* between looks at deadlines and killed readers */
 #define CHECKS_PER_TICK 64   /* readers looked up in /proc; 20 us each */
+#define CONGESTED_AT 96      /* asynchronous reads in flight from which the kernel's readahead thinks twice */
+#define HELD_PER_TICK 128    /* held requests that are sent again: a daemon has room for so many at once */
 #define BATCH 64             /* replies of a daemon carried before the others are looked at */
 #define BUSY_NS 10000000ULL
 #define NAP_NS 100000
+#define PF_EXITING 0x4       /* of the kernel: a thread that ends */
+#define GIVEN_BACK_BIT 1ULL  /* set in the unique of a read that is not answered */
+#define STOP_TRY_NS 20000000
 #define INTERRUPT_BIT 1ULL   /* set in the unique of an INTERRUPT; all other uniques are even */
 
 #define LARGEST_OFFSET (1ULL << 48) /* of any image */
@@ -257,12 +269,14 @@ static void pass_to_daemon(struct lane *lane, struct kept *kept) {
         send_kept(lane, kept);
 }
 
-void pass_from_disk(struct lane *lane, uint64_t unique) {
+bool pass_from_disk(struct lane *lane, uint64_t unique) {
     pthread_mutex_lock(&lane->mutex);
     struct kept *kept = kept_find(&lane->kept, unique);
-    if (kept && kept->state == KEPT_ON_DISK)
+    bool is_on_disk = kept && kept->state == KEPT_ON_DISK;
+    if (is_on_disk)
         pass_to_daemon(lane, kept);
     pthread_mutex_unlock(&lane->mutex);
+    return is_on_disk;
 }
 
 static void keep_init(struct lane *lane, const struct fuse_in_header *request, uint32_t device) {
@@ -289,11 +303,36 @@ static bool read_proc(uint32_t pid, const char *name, char *text, size_t size) {
     return length > 0;
 }
 
-/* Is SIGKILL pending for this thread? (Any deadly signal becomes SIGKILL for every thread of the process.) */
-static bool is_killed(uint32_t pid) {
+/* Flags and state of a thread; false if it is gone. */
+static bool state_of(uint32_t pid, char *state, unsigned *flags) {
+    char text[1024];
+    const char *after_name = read_proc(pid, "stat", text, sizeof text) ? strrchr(text, ')') : NULL;
+    return after_name && sscanf(after_name + 1, " %c %*d %*d %*d %*d %*d %u", state, flags) == 2;
+}
+
+/* Does this process end, or is it gone? Its first thread is what tells. */
+static bool is_ending(uint32_t process) {
+    char state;
+    unsigned flags;
+    return !state_of(process, &state, &flags) || flags & PF_EXITING;
+}
+
+/*
+ * Is SIGKILL pending for the thread that asked? (Any deadly signal becomes SIGKILL for every thread of the process.) With
+ * asynchronous requests that thread may have ended long before the last one, which waits for them in its exit.
+ */
+static bool is_killed(struct kept *kept) {
     char text[4096];
-    if (!pid || !read_proc(pid, "status", text, sizeof text))
+    if (!kept->pid)
         return false;
+    const char *process = read_proc(kept->pid, "status", text, sizeof text) ? strstr(text, "\nTgid:") : NULL;
+    uint32_t number = process ? (uint32_t)strtoul(process + 6, NULL, 10) : 0;
+    if (!kept->process)
+        kept->process = number;
+    if (!kept->process) /* the thread ended before the first look: most likely with all the others */
+        return kept->is_held;
+    if (kept->process != number)
+        return is_ending(kept->process);
     const char *own = strstr(text, "\nSigPnd:"), *shared = strstr(text, "\nShdPnd:");
     unsigned long long pending = own ? strtoull(own + 8, NULL, 16) : 0;
     pending |= shared ? strtoull(shared + 8, NULL, 16) : 0;
@@ -302,14 +341,9 @@ static bool is_killed(uint32_t pid) {
 
 /* Does this thread wait, uninterruptibly, in the middle of its exit? So does a killed user of libaio. */
 static bool is_exiting(uint32_t pid) {
-    char text[1024], state = 0;
-    unsigned flags = 0;
-    if (!pid || !read_proc(pid, "stat", text, sizeof text))
-        return false;
-    const char *after_name = strrchr(text, ')');
-    if (!after_name || sscanf(after_name + 1, " %c %*d %*d %*d %*d %*d %u", &state, &flags) != 2)
-        return false;
-    return state == 'D' && flags & 0x4; /* PF_EXITING */
+    char state;
+    unsigned flags;
+    return pid && state_of(pid, &state, &flags) && state == 'D' && flags & PF_EXITING;
 }
 
 /*
@@ -328,7 +362,7 @@ static void interrupt(struct lane *lane, const struct fuse_in_header *request, u
     if (!kept)
         return answer_error(lane, device, request->unique, EAGAIN);
     kept->interrupted = true; /* the kernel tells it once: later looks find out whether a SIGKILL follows */
-    if (is_killed(kept->pid)) {
+    if (is_killed(kept)) {
         COUNT(lane, answered_killed);
         answer_kept(lane, argument->unique, EINTR);
     } else if (kept->state == KEPT_SENT && !is_read(kept)) { /* libfuse knows nothing of reads */
@@ -402,8 +436,9 @@ static void amend_init(struct lane *lane, struct fuse_out_header *reply) {
         init->max_write = MAX_WRITE;
     if (lane->max_background)
         init->max_background = (uint16_t)lane->max_background;
+    uint32_t congested = lane->max_background / 4 * 3;
     if (lane->max_background)
-        init->congestion_threshold = (uint16_t)(lane->max_background / 4 * 3);
+        init->congestion_threshold = (uint16_t)(congested < CONGESTED_AT ? congested : CONGESTED_AT);
     if (reply->len >= sizeof *reply + sizeof *init && init->flags & FUSE_MAX_PAGES)
         init->max_pages = (uint16_t)((lane->max_read + PAGE_SIZE - 1) / PAGE_SIZE);
 }
@@ -428,6 +463,16 @@ static void handle_init_reply(struct lane *lane, struct daemon *daemon, struct f
     tell(lane, EVENT_INIT_ANSWERED);
 }
 
+/* The store is away, and whoever asks shall wait. */
+static void hold(struct lane *lane, uint64_t unique) {
+    struct kept *kept = kept_find(&lane->kept, unique);
+    COUNT(lane, given_back);
+    if (kept)
+        kept_hold(&lane->kept, kept);
+    else
+        COUNT(lane, replies_unknown);
+}
+
 static void handle_reply(struct lane *lane, struct daemon *daemon, size_t length) {
     struct fuse_out_header *reply = (void *)lane->reply_buffer;
     if (length < sizeof *reply || reply->len != length) {
@@ -445,6 +490,8 @@ static void handle_reply(struct lane *lane, struct daemon *daemon, size_t length
         return; /* libfuse asks to be interrupted again: it has been told */
     if (reply->unique == lane->init_unique)
         return handle_init_reply(lane, daemon, reply);
+    if (reply->error == -HOLD_ERROR)
+        return hold(lane, reply->unique);
     uint32_t device;
     if (!take(lane, reply->unique, &device)) {
         COUNT(lane, replies_unknown);
@@ -524,7 +571,9 @@ static int note_answered(struct lane *lane, int slot) {
     pthread_mutex_lock(&lane->mutex);
     for (int i = 0; i < count; i++) {
         uint32_t device;
-        if (take(lane, uniques[i], &device))
+        if (uniques[i] & GIVEN_BACK_BIT)
+            hold(lane, uniques[i] & ~GIVEN_BACK_BIT);
+        else if (take(lane, uniques[i], &device))
             COUNT(lane, replies_direct);
         else
             COUNT(lane, replies_unknown);
@@ -569,6 +618,15 @@ static int failure_of(const struct kept *kept) {
     return is_close ? 0 : EIO;
 }
 
+/* Does this request wait for as long as it takes? A daemon has said so, or the board does of its image. */
+static bool waits_on(struct lane *lane, const struct kept *kept) {
+    struct fuse_in_header request;
+    struct board_view image;
+    memcpy(&request, kept->body, sizeof request);
+    bool needs_store = kept->opcode == FUSE_READ || kept->opcode == FUSE_OPEN;
+    return kept->is_held || (needs_store && board_find_image(lane->board, request.nodeid, &image) && image.holds);
+}
+
 /* Requests that are too old altogether: daemons come and die, and none lives long enough to answer or to be absent. */
 static void check_age(struct lane *lane, enum kept_state state, uint64_t now) {
     uint64_t limit = lane->request_deadline_ns + 2 * lane->answer_deadline_ns;
@@ -576,7 +634,7 @@ static void check_age(struct lane *lane, enum kept_state state, uint64_t now) {
         return;
     for (struct kept *kept = first_of(lane, state), *next; kept; kept = next) {
         next = kept->next;
-        if (now > kept->came_ns + limit) {
+        if (now > kept->came_ns + limit && !waits_on(lane, kept)) {
             COUNT(lane, answered_outage);
             answer_kept(lane, kept->unique, failure_of(kept));
         }
@@ -589,7 +647,7 @@ static void check_deadlines(struct lane *lane, uint64_t now) {
     for (struct kept *kept = first_of(lane, KEPT_WAITING), *next; kept && limit && !lane->current; kept = next) {
         next = kept->next;
         uint64_t since = kept->since_ns > lane->detached_at_ns ? kept->since_ns : lane->detached_at_ns;
-        if (now > since + limit) {
+        if (now > since + limit && !waits_on(lane, kept)) {
             COUNT(lane, answered_outage);
             answer_kept(lane, kept->unique, failure_of(kept));
         }
@@ -600,7 +658,7 @@ static void check_deadlines(struct lane *lane, uint64_t now) {
         next = kept == last ? NULL : kept->next; /* what is sent again goes to the end of the list */
         if (now <= kept->since_ns + limit)
             continue;
-        if (kept->sent_again) {
+        if (kept->sent_again && !waits_on(lane, kept)) {
             COUNT(lane, answered_late);
             answer_kept(lane, kept->unique, failure_of(kept));
         } else { /* the reply may be lost: the daemon got no memory for its message */
@@ -625,7 +683,7 @@ static void answer_killed(struct lane *lane, enum kept_state state, uint64_t now
             continue;
         --*checks;
         kept->checked_ns = now;
-        if (is_killed(kept->pid) || is_exiting(kept->pid)) {
+        if (is_killed(kept) || is_exiting(kept->pid)) {
             COUNT(lane, answered_killed);
             answer_kept(lane, kept->unique, EINTR);
         }
@@ -643,12 +701,20 @@ static void check_disk(struct lane *lane, uint64_t now) {
     }
 }
 
+/* It may be that the store is back. Those that were given back longest ago are the first. */
+static void ask_again(struct lane *lane) {
+    struct kept *kept;
+    for (int count = 0; count < HELD_PER_TICK && lane->current && (kept = first_of(lane, KEPT_HELD)); count++)
+        kept_move(&lane->kept, kept, KEPT_WAITING, 0);
+}
+
 static void tick(struct lane *lane, uint64_t now) {
     int checks = CHECKS_PER_TICK;
     pthread_mutex_lock(&lane->mutex);
     if (lane->kept.bytes >= lane->kept_limit_bytes)
         COUNT(lane, throttled);
     send_init(lane);
+    ask_again(lane);
     send_waiting(lane);
     check_deadlines(lane, now);
     check_disk(lane, now);
@@ -742,6 +808,24 @@ int start_thread(pthread_t *thread, void *(*loop)(void *), void *argument) {
     return error;
 }
 
+/*
+ * Wait for the end of a thread that lane.stop tells to end. A signal can come just before it begins to wait in the kernel,
+ * so it is sent until the thread has ended. False: it hangs, and needs what it uses for ever.
+ */
+bool end_thread(pthread_t thread, int *tries) {
+    for (; *tries > 0; --*tries) {
+        struct timespec until;
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_nsec += STOP_TRY_NS;
+        until.tv_sec += until.tv_nsec / (long)SECOND_NS;
+        until.tv_nsec %= (long)SECOND_NS;
+        pthread_kill(thread, SIGRTMIN);
+        if (!pthread_timedjoin_np(thread, NULL, &until))
+            return true;
+    }
+    return false;
+}
+
 struct lane *lane_new(const int *devices, uint32_t device_count, struct board *board, uint32_t max_read) {
     struct lane *lane = calloc(1, sizeof *lane);
     if (!lane)
@@ -780,6 +864,7 @@ int lane_start(struct lane *lane) {
     if (error)
         return error;
     lane->started = true;
+    disk_start(lane);
     if ((error = start_thread(&lane->notifier, notifier_loop, lane)) || (error = crew_start(lane)))
         abort(); /* half a lane serves nobody */
     return 0;
@@ -848,7 +933,7 @@ void lane_close(struct lane *lane) {
     if (lane->started) {
         pthread_join(lane->carrier, NULL);
         joined = join_within_a_second(lane->notifier);
-        joined = crew_stop(lane) && joined;
+        joined = crew_stop(lane) && disk_stop(lane) && joined;
     }
     for (uint32_t i = 0; i < lane->device_count; i++)
         close(lane->devices[i]);
@@ -861,9 +946,13 @@ void lane_close(struct lane *lane) {
         next = notification->next;
         free(notification);
     }
-    for (int class = 0; class < BOARD_CLASSES; class++)
-        if (atomic_load(&lane->has_segment[class]))
-            close(lane->segment_fds[class]);
+    for (int class = 0; class < BOARD_CLASSES; class++) {
+        struct segment *segment = &lane->segments[class];
+        if (atomic_load(&segment->is_there))
+            close(segment->fd);
+        if (segment->has_direct_fd)
+            close(segment->direct_fd);
+    }
     munmap(lane->board, BOARD_BYTES);
     free(lane->init);
     free(lane->reply_pages);

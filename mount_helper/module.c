@@ -159,7 +159,7 @@ static PyObject *Lane_statistics(PyObject *self, PyObject *unused) {
         error |= count ? put(kinds, name, count) : 0;
     }
     pthread_mutex_lock(&lane->mutex);
-    uint64_t kept = lane->kept.count, bytes = lane->kept.bytes;
+    uint64_t kept = lane->kept.count, bytes = lane->kept.bytes, held = lane->kept.held;
     uint64_t notification_bytes = lane->notification_bytes;
     bool attached = lane->current != NULL;
     pthread_mutex_unlock(&lane->mutex);
@@ -167,7 +167,7 @@ static PyObject *Lane_statistics(PyObject *self, PyObject *unused) {
     uint32_t started = lane->crew.started, parked = lane->crew.parked - lane->crew.called, reading = atomic_load(&lane->crew.reading);
     pthread_mutex_unlock(&lane->crew.mutex);
     PyObject *reads = board_counters_dict(lane->board);
-    error |= put(result, "kept", kept) | put(result, "kept_bytes", bytes) | put(result, "attached", attached) |
+    error |= put(result, "held", held) | put(result, "kept", kept) | put(result, "kept_bytes", bytes) | put(result, "attached", attached) |
              put(result, "notification_bytes", notification_bytes) |
              put(result, "readers", started) | put(result, "readers_on_disk", started - parked - reading) |
              put(result, "beats", atomic_load(&lane->board->beats)) |
@@ -236,6 +236,7 @@ PyMODINIT_FUNC PyInit__lane(void) {
     PyObject *result = PyModule_Create(&module);
     if (result && (add(result, "Lane", PyType_FromSpec(&lane_spec)) || add(result, "Board", PyType_FromSpec(&board_spec)) ||
                    add(result, "BOARD_LAYOUT", board_layout()) ||
+                   PyModule_AddIntConstant(result, "HOLD_ERROR", HOLD_ERROR) ||
                    PyModule_AddStringConstant(result, "PASSED_READ_FORMAT", PASSED_READ_FORMAT) ||
                    PyModule_AddIntConstant(result, "EVENT_INIT_ANSWERED", EVENT_INIT_ANSWERED) ||
                    PyModule_AddIntConstant(result, "EVENT_DAEMON_LOST", EVENT_DAEMON_LOST) ||

@@ -37,7 +37,9 @@ from mount_helper.settings import LARGEST_READ_BYTES, Settings, parse
 UNMOUNT_RETRY_S = 1.0
 SMALL_READ_BYTES = 131072  # what a socket of the default size can carry with its header
 BEST_THREADS = 2
-MAX_BACKGROUND = 128  # asynchronous reads in flight; the kernel's 12 would starve a deep queue
+# Asynchronous reads in flight: the kernel's 12 would starve a deep queue, and whatever waits for a
+# store that is away must leave room for the reads of other images.
+MAX_BACKGROUND = 4096
 MOUNT_DEADLINE, UNMOUNT_RETRY, HEARTBEAT = "mount deadline", "unmount retry", "heartbeat"
 HEARTBEAT_LOOK_S = 0.5
 

@@ -9,8 +9,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# What building and running needs: pyfuse3 and the lane are compiled, mke2fs makes the demo's disk image.
-readonly DEMO_PACKAGES="fuse3 libfuse3-dev pkg-config gcc libc6-dev linux-libc-dev make e2fsprogs"
+# What building and running needs: pyfuse3 and the lane are compiled, LightGBM loads libgomp1, mke2fs makes
+# the demo's disk image.
+readonly DEMO_PACKAGES="fuse3 libfuse3-dev pkg-config gcc libc6-dev libgomp1 linux-libc-dev make e2fsprogs"
 # What the tests need on top.
 readonly TEST_PACKAGES="qemu-utils qemu-system-x86 fio attr zstd busybox-static redis-server memcached"
 # What makes whole Debian systems, for some benches and the full guest.

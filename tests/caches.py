@@ -1,7 +1,7 @@
 """Opened caches, pools that a test answers, and images to read: the parts of the read path."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,9 +59,18 @@ class HandPool(FetcherPool):
         super().__init__("", "", 1, -1, 60, Metrics())
         self.fetcher = fetcher
         self.jobs: list[tuple[Job, int, Callable[[Answer], None]]] = []
+        self.landed: dict[int, Callable[[Sequence[int]], None]] = {}
 
-    def submit(self, job: Job, priority: int, done: Callable[[Answer], None]) -> None:
+    def submit(
+        self,
+        job: Job,
+        priority: int,
+        done: Callable[[Answer], None],
+        landed: Callable[[Sequence[int]], None] | None = None,
+    ) -> None:
         self.jobs.append((job, priority, done))
+        if landed is not None:
+            self.landed[job.number] = landed
 
     def chunk_jobs(self) -> list[ChunkJob]:
         return [job for job, _, _ in self.jobs if isinstance(job, ChunkJob)]
@@ -102,8 +111,14 @@ class HandPool(FetcherPool):
 class PromptPool(HandPool):
     """A pool without processes whose jobs a real fetcher answers at the next turn of the loop."""
 
-    def submit(self, job: Job, priority: int, done: Callable[[Answer], None]) -> None:
-        super().submit(job, priority, done)
+    def submit(
+        self,
+        job: Job,
+        priority: int,
+        done: Callable[[Answer], None],
+        landed: Callable[[Sequence[int]], None] | None = None,
+    ) -> None:
+        super().submit(job, priority, done, landed)
         trio.lowlevel.current_trio_token().run_sync_soon(self._answer_next)
 
     def _answer_next(self) -> None:

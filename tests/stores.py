@@ -35,13 +35,17 @@ def catalog_folder(store: Store) -> Path:
 
 
 def import_bytes(
-    store: Store, data: bytes, name: str = "image", chunk_bytes: int = CHUNK
+    store: Store,
+    data: bytes,
+    name: str = "image",
+    chunk_bytes: int = CHUNK,
+    labels: Mapping[str, str] | None = None,
 ) -> ImportReport:
     """Import bytes as an image, through a file without a name."""
     fd = os.memfd_create("image")
     try:
         os.write(fd, data)
-        options = ImportOptions(catalog_folder(store), chunk_bytes)
+        options = ImportOptions(catalog_folder(store), chunk_bytes, labels=labels or {})
         return import_image(store, FileSource(fd, "memory"), name, options)
     finally:
         os.close(fd)

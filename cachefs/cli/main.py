@@ -21,6 +21,7 @@ from cachefs.cli.verbosity import is_verbose, verbose_option
 from cachefs.errors import CachefsError
 
 COMMANDS = {
+    "config": ("cachefs.cli.config:config_command", "Check or show the configuration."),
     "init": ("cachefs.cli.init:init", "Make a new store."),
     "import": ("cachefs.cli.import_image:import_image", "Import a disk image or memory snapshot."),
     "images": ("cachefs.cli.images:images", "List the images of a store."),
@@ -34,10 +35,15 @@ COMMANDS = {
     "status": ("cachefs.cli.mount:status_command", "Tell how a mount is doing."),
     "model": ("cachefs.cli.model:model_command", "Show, move or forget what eviction learned."),
     "policy": ("cachefs.cli.policy:policy_command", "Show or change what L1 gives up."),
+    "profile": ("cachefs.cli.profile:profile_command", "Show, move or drop what was learned."),
+    "handover": ("cachefs.cli.handover:handover", "Write what a running guest uses, to move it."),
     "simulate": (
         "cachefs.cli.simulate:simulate",
         "Replay a recording through eviction policies.",
     ),
+    "trace": ("cachefs.cli.trace:trace", "Record what guests read; replay and draw recordings."),
+    "train": ("cachefs.cli.train:train_command", "Train the LSTM on recordings."),
+    "warm": ("cachefs.cli.warm:warm", "Bring an image into a mount's local cache."),
     "scrub": ("cachefs.cli.mount:scrub_command", "Verify all that a mount's local cache holds."),
 }
 """Name of each command: where it is, and its line in the list of commands."""

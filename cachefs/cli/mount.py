@@ -227,8 +227,10 @@ def ask_daemon(folder: Path, request: dict[str, Any], wait_s: float) -> dict[str
                 answer: dict[str, Any] = json.loads(stream.readline())
         except (OSError, ValueError) as error:
             raise MountError("the daemon does not answer: see the log of the mount") from error
-    if "error" in answer and len(answer) == 1:
-        raise CachefsError(str(answer["error"]))
+    if answer.keys() - {"exit_code"} == {"error"}:
+        failure = CachefsError(str(answer["error"]))
+        failure.exit_code = int(answer.get("exit_code", CachefsError.exit_code))
+        raise failure
     return answer
 
 
@@ -262,6 +264,10 @@ def _for_people(status: dict[str, Any]) -> str:
     share = 100 * from_l1 / asked if asked else 0.0
     if daemon["store"]["error"]:
         lines.append(f"  store     does not answer: {daemon['store']['error']}")
+    if status["lane"]["held"]:
+        lines.append(f"  held      {status['lane']['held']} requests wait for the store")
+    if metrics["l1_left"]:
+        lines.append("  L1        is left alone: its disk fails or hangs")
     held, quota = format_size(l1["resident_bytes"]), format_size(l1["quota_bytes"])
     fetched, compressed = (format_size(metrics[f"l3_{kind}_bytes"]) for kind in ("plain", "frame"))
     rows = {
@@ -270,17 +276,33 @@ def _for_people(status: dict[str, Any]) -> str:
         "eviction": f"{metrics['evicted_chunks']} chunks, policy {l1['policy']}",
         "reads": f"{reads['hits']} by the lane, {format_size(reads['hit_bytes'])}; "
         f"{metrics['reads']} by the daemon, {format_size(metrics['read_bytes'])}, "
-        f"{metrics['read_errors']} failed, {metrics['waiting_reads']} waiting",
+        f"{metrics['read_errors']} failed, {metrics['waiting_reads']} waiting, "
+        f"{metrics['read_wait_us'] / 1e6:.1f} s waited in all",
         "chunks": f"{from_l1} from L1 ({share:.1f}%), "
         f"{metrics['miss_chunks']} missed, {metrics['zero_chunks']} zero",
         "fetched": f"{fetched} in {metrics['l3_requests']} requests, {compressed} compressed",
         "corrupt": f"{metrics['l1_corrupt']} in L1, {metrics['l2_corrupt']} in L2, "
         f"{metrics['l3_corrupt']} in the store",
     }
+    if daemon.get("prefetch"):
+        rows["ahead"] = _ahead_for_people(daemon["prefetch"], metrics)
     if daemon["l2"]:
         rows["L2"] = _l2_for_people(daemon["l2"], metrics)
     lines += [f"  {name:<10}{text}" for name, text in rows.items()]
     return "\n".join(lines)
+
+
+def _ahead_for_people(prefetch: dict[str, Any], metrics: dict[str, int]) -> str:
+    read = metrics["ahead_used"] + metrics["ahead_late"]
+    unused = metrics["ahead_wasted"] + metrics["ahead_evicted"]
+    stopped = "; the store does not answer" if prefetch["interrupted"] else ""
+    share = f" ({100 * read / (read + unused):.1f}%)" if read + unused else ""
+    return (
+        f"{metrics['ahead_chunks']} chunks in {metrics['ahead_requests']} requests: "
+        f"{read} read{share}, {metrics['ahead_late']} of them late, {unused} not, "
+        f"{format_size(prefetch['unread_bytes'])} of {format_size(prefetch['budget_bytes'])} "
+        f"unread{stopped}"
+    )
 
 
 def _l2_for_people(l2: dict[str, Any], metrics: dict[str, int]) -> str:

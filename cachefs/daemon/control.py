@@ -1,4 +1,8 @@
-"""The control socket: one JSON request line, one JSON answer line. Answers while reads hang."""
+"""The control socket: one JSON request line, one JSON answer line. Answers while reads hang.
+
+An error is `{"error": text, "exit_code": number}`, as in errors.py; what is no command, or failed
+in a way that nobody foresaw, has no number.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +71,7 @@ async def _answer(commands: dict[str, Command], line: bytes) -> dict[str, Any]:
     try:
         return await command(request)
     except CachefsError as error:
-        return {"error": str(error)}
+        return {"error": str(error), "exit_code": error.exit_code}
     except Exception as error:
         logger.exception("command %s failed", request["command"])
         return {"error": f"{type(error).__name__}: {error}"}

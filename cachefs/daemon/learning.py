@@ -20,7 +20,7 @@ from cachefs.daemon.cache import Cache
 from cachefs.errors import CacheError, FormatError, NotFoundError, UsageError
 from cachefs.index.segments import slot_bytes_of
 from cachefs.policy.evict.ml.learned import Learned, Training
-from cachefs.policy.evict.ml.models import Model
+from cachefs.policy.evict.ml.models import Logistic
 from cachefs.policy.evict.ml.saved import Saved, restored, saved
 
 logger = logging.getLogger(__name__)
@@ -48,10 +48,26 @@ class Learning:
                     await self._load(number, policy)
                 work = policy.training()
                 if work is not None:
-                    policy.adopt(await trio.to_thread.run_sync(_trained, work))
-                    self._cache.l1.metrics.trainings += 1
+                    await self._train(policy, work)
             if trio.current_time() - self._saved_s > _SAVE_INTERVAL_S:
                 await self.save()
+
+    async def _train(self, policy: Learned, work: Training) -> None:
+        try:
+            model = await trio.to_thread.run_sync(work)
+            self._cache.l1.metrics.trainings += 1
+        except (ImportError, OSError) as error:  # also a shared library that it needs
+            model = None
+            if policy.kind is not Logistic:
+                logger.warning("without LightGBM eviction learns by logistic regression: %s", error)
+                policy.learn_by(Logistic)
+                return
+        except Exception as error:  # noqa: BLE001 - LightGBM's own; the old model goes on
+            model = None
+            logger.warning("cannot train a model: %s", error)
+        policy.adopt(model)
+        if model is not None:
+            await self.save()
 
     async def save(self) -> None:
         """Write all models down."""
@@ -147,14 +163,6 @@ def read_model(path: Path) -> Saved:
         raise NotFoundError(f"there is no model {path}") from error
     except (OSError, ValueError, LookupError, TypeError, ImportError) as error:
         raise FormatError(f"cannot use the model {path}: {error}") from error
-
-
-def _trained(work: Training) -> Model | None:
-    try:
-        return work()
-    except Exception as error:  # noqa: BLE001 - LightGBM's own; the old model goes on
-        logger.warning("cannot train a model: %s", error)
-        return None
 
 
 def _write_quietly(path: Path, what: Saved) -> None:

@@ -25,9 +25,19 @@ from cachefs.daemon.choice import keep_choice, restore_choice
 from cachefs.daemon.control import serve_control
 from cachefs.daemon.learning import Learning
 from cachefs.daemon.listing import ListingTask
+from cachefs.daemon.prefetching import (
+    ArmMetrics,
+    ahead_places,
+    describe_prefetcher,
+    make_prefetcher,
+    make_profiles,
+    pattern_of,
+)
+from cachefs.daemon.recording import Recording
 from cachefs.daemon.status import describe, xattrs
 from cachefs.daemon.supervised import Start, Supervisor
-from cachefs.errors import CacheError, CachefsError, StoreUnavailableError
+from cachefs.daemon.warming import Warmings
+from cachefs.errors import CacheError, CachefsError, StoreUnavailableError, UsageError
 from cachefs.fuse.opened import OpenImages
 from cachefs.fuse.operations import Operations
 from cachefs.fuse.reads import Reads
@@ -39,18 +49,21 @@ from cachefs.index.names import Names
 from cachefs.metrics import Metrics
 from cachefs.policy.admit import ScanFilter
 from cachefs.policy.evict.names import POLICIES
+from cachefs.prefetch.prefetcher import Prefetcher
+from cachefs.prefetch.profiles import Profiles
 from cachefs.reader import Reader
 from cachefs.store.s3_settings import S3Settings
 from cachefs.store.store import open_store
 from cachefs.tiers.accesses import Accesses
 from cachefs.tiers.board import Board
 from cachefs.tiers.demotion import Demotion
+from cachefs.tiers.disk_watch import DiskWatch
 from cachefs.tiers.hints import Hints
 from cachefs.tiers.pool import FetcherPool
 from cachefs.tiers.scrub import Scrub
 from cachefs.tiers.stack import Stack
 from cachefs.tiers.tables import Tables
-from cachefs.vfs import Vfs
+from cachefs.vfs import FileNode, Vfs
 
 logger = logging.getLogger(__name__)
 
@@ -88,18 +101,24 @@ class Daemon:
             self.metrics,
             _fetchers_s3(config),
             config.l2,
+            ahead_places(config),
         )
         if config.l2.url and config.l2.demote:
             Demotion(cache.l1, self.pool, self.metrics)
         spare = start.run_dir / "manifests"
         spare.mkdir(exist_ok=True)
         self.tables = Tables((folder.manifests_path, spare), self.pool)
-        self.vfs = Vfs()
+        self.vfs = Vfs(config.fetch.on_outage)
         self.listing = ListingTask(self.vfs, Names(cache.database), self.pool, self.metrics)
         self.learning = Learning(cache)
         self.scrub = Scrub(cache.l1, config.l1.scrub_bytes_per_s, self.metrics)
+        self.disk_watch = DiskWatch(cache.l1, config.lane.disk_patience_s)
         self.hints = Hints(cache.l1)
         self.accesses = Accesses(board, cache.l1, self.metrics)
+        self.prefetcher: Prefetcher | None = None
+        self.profiles: Profiles | None = None
+        self.recording = Recording(self.accesses, self.vfs)
+        self.warmings: Warmings | None = None
 
     def images(self, nursery: trio.Nursery) -> OpenImages:
         """Return the open images over all parts; their background work runs in `nursery`."""
@@ -112,18 +131,34 @@ class Daemon:
             self.config.fetch.read_deadline_s,
             verify_reads=self.config.l1.verify == "read",
             buffer=self.replies.buffer,
+            disk_patience_s=self.config.lane.disk_patience_s,
         )
-        return OpenImages(self.vfs, reader, self._table, self._renewed_table, self.board)
+        images = OpenImages(self.vfs, reader, self._table, self._renewed_table, self.board)
+        self.prefetcher = make_prefetcher(
+            self.config, self.cache.l1, stack, self.pool, images.table_of, self.accesses
+        )
+        if self.prefetcher is not None:
+            images.on_closed = self.prefetcher.closed
+            self.profiles = make_profiles(
+                self.config, self.prefetcher, self.cache.database, self.pool, self.vfs
+            )
+        self.warmings = Warmings(nursery, self.vfs, self.prefetcher, self.profiles, self._table)
+        return images
 
     def operations(self, images: OpenImages) -> Operations:
         """Return the FUSE operations."""
         return Operations(
             self.vfs,
             images,
-            xattrs(self.cache.l1, self.tables),
+            xattrs(self.cache.l1, self.tables) | {"user.cachefs.pattern": self._pattern},
             self.config.store.refresh_s,
-            self.hints.opened,
+            self._opened,
         )
+
+    def _opened(self, inode: int, table: ManifestTable) -> None:
+        self.hints.opened(inode, table)
+        if self.prefetcher is not None:
+            self.prefetcher.opened(inode, table)
 
     def commands(self) -> dict[str, Any]:
         """Return what the control socket answers."""
@@ -133,6 +168,9 @@ class Daemon:
             "refresh": self._refresh,
             "policy": self._policy,
             "model": self.learning.command,
+            "profile": self._profile,
+            "trace": self.recording.command,
+            "warm": self._warm,
         }
 
     async def save_recency(self) -> None:
@@ -155,9 +193,18 @@ class Daemon:
         return trio.current_time() + self.config.fetch.read_deadline_s
 
     async def _status(self, _: dict[str, Any]) -> dict[str, Any]:
-        return describe(
+        told = describe(
             self.config.store.url, self.vfs, self.cache, self.pool, self.listing, self.metrics
         )
+        return told | {"prefetch": describe_prefetcher(self.prefetcher, self.vfs)}
+
+    async def _warm(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self.warmings is None:
+            raise CacheError("this mount has not come up yet")
+        return await self.warmings.command(request)
+
+    async def _pattern(self, node: FileNode) -> bytes:
+        return pattern_of(self.prefetcher, node.inode).encode()
 
     async def _scrub(self, _: dict[str, Any]) -> dict[str, Any]:
         read, bad = await self.scrub.scrub_once()
@@ -169,6 +216,11 @@ class Daemon:
             self.cache.change_policy(str(request["name"]))
             await trio.to_thread.run_sync(keep_choice, self._run_dir, self.cache.policy)
         return {"policy": self.cache.policy, "policies": list(POLICIES)}
+
+    async def _profile(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self.profiles is None:
+            raise UsageError("nothing is fetched ahead, so nothing is learned: prefetch.enabled")
+        return await self.profiles.command(request)
 
     async def _refresh(self, _: dict[str, Any]) -> dict[str, Any]:
         await self.listing.refresh()
@@ -199,6 +251,8 @@ async def run_daemon(config: Config, start: Start, supervisor: Supervisor) -> No
         await _run_tasks(daemon, start, supervisor)
     finally:
         with trio.CancelScope(shield=True):
+            if daemon.profiles is not None:
+                await daemon.profiles.save()  # which looks into the tables
             daemon.tables.close()
             await daemon.learning.save()
             await cache.close()
@@ -220,13 +274,19 @@ async def _run_tasks(daemon: Daemon, start: Start, supervisor: Supervisor) -> No
             nursery.start_soon(daemon.cache.keeper.run)
             nursery.start_soon(daemon.listing.run, config.store.refresh_s)
             nursery.start_soon(daemon.scrub.run)
+            nursery.start_soon(daemon.disk_watch.run)
             nursery.start_soon(daemon.hints.run)
             nursery.start_soon(daemon.accesses.run)
+            nursery.start_soon(daemon.recording.run)
+            if daemon.prefetcher is not None:
+                nursery.start_soon(daemon.prefetcher.run)
+            if daemon.profiles is not None:
+                nursery.start_soon(daemon.profiles.run)
             nursery.start_soon(daemon.learning.run)
             nursery.start_soon(daemon.save_recency)
             nursery.start_soon(serve_control, start.run_dir / "daemon.sock", daemon.commands())
             if config.metrics.listen:
-                _serve_metrics(config.metrics.listen, daemon.metrics)
+                _serve_metrics(config.metrics.listen, daemon)
             nursery.start_soon(_serve_fuse, nursery.cancel_scope)
             _calm_collector()
             supervisor.ready()
@@ -303,10 +363,12 @@ async def _store_identity(config: Config, cache_path: Path, *, fresh: bool) -> s
         ) from error
 
 
-def _serve_metrics(listen: str, metrics: Metrics) -> None:
+def _serve_metrics(listen: str, daemon: Daemon) -> None:
     host, _, port = listen.rpartition(":")
     registry = CollectorRegistry()
-    registry.register(metrics)
+    registry.register(daemon.metrics)
+    if daemon.prefetcher is not None:
+        registry.register(ArmMetrics(daemon.prefetcher))
     try:
         start_http_server(int(port), host or "127.0.0.1", registry)
     except (OSError, ValueError) as error:

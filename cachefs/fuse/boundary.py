@@ -10,13 +10,16 @@ import errno
 import functools
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
+import lmdb
 import pyfuse3
 import trio
 
 from cachefs.errors import CachefsError, NotFoundError, ObjectMissingError
+from mount_helper._lane import HOLD_ERROR
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +56,30 @@ def handler(
         except trio.TooSlowError as error:
             _log(f"{operation.__name__}: the store did not answer in time")
             raise pyfuse3.FUSEError(errno.EIO) from error
+        except lmdb.PanicError:
+            # This process can use the index no more: the keeper ends it. The next one answers.
+            await trio.sleep_forever()
         except Exception as error:
             logger.exception("%s failed", operation.__name__)
             raise pyfuse3.FUSEError(errno.EIO) from error
 
     return guarded
+
+
+@contextmanager
+def holding(what: str, *, holds: bool) -> Iterator[None]:
+    """Give an operation back to the lane where an outage would end it, and its image holds.
+
+    The lane keeps it, for as long as its reader lives, and asks again.
+    """
+    try:
+        yield
+    except (CachefsError, trio.TooSlowError) as error:
+        is_outage = isinstance(error, trio.TooSlowError) or error.transient
+        if not holds or not is_outage:
+            raise
+        _log(f"{what} waits for the store: {str(error) or 'it did not answer in time'}")
+        raise pyfuse3.FUSEError(HOLD_ERROR) from error
 
 
 def _log(message: str) -> None:

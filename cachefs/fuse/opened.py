@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pyfuse3
 
 from cachefs.errors import CachefsError, CorruptError, TableDamagedError
-from cachefs.fuse.boundary import handler
+from cachefs.fuse.boundary import handler, holding
 from cachefs.index.manifest_table import ManifestTable
 from cachefs.reader import Reader
 from cachefs.tiers.board import Board
@@ -37,6 +37,12 @@ class OpenImages:
         self._renew_table = renew_table
         self._board = board
         self._tables: dict[int, ManifestTable] = {}
+        self.on_closed: Callable[[int], None] = lambda _: None
+        """Told of each handle that was closed."""
+
+    def table_of(self, inode: int) -> ManifestTable | None:
+        """Return the table of an image that is being read."""
+        return self._tables.get(inode)
 
     async def open(self, inode: int) -> ManifestTable:
         """Return an image's table, fetched if need be."""
@@ -45,6 +51,7 @@ class OpenImages:
 
     def close(self, inode: int) -> None:
         """Forget an image's table; another handle of the same version finds it again."""
+        self.on_closed(inode)
         self._tables.pop(inode, None)
 
     def read_hit(self, inode: int, offset: int, size_bytes: int) -> memoryview | None:
@@ -61,21 +68,25 @@ class OpenImages:
         Raises:
             FUSEError: they can't be had.
         """
-        try:
-            return await self._read(inode, offset, size_bytes)
-        except CachefsError as error:
-            name = getattr(self._vfs.node(inode), "name", inode)
-            raise type(error)(f"image '{name}': {error}") from error
+        name, holds = getattr(self._vfs.node(inode), "name", inode), self._vfs.holds(inode)
+        with holding(f"a read of image '{name}'", holds=holds):
+            try:
+                return await self._read(inode, offset, size_bytes, holds=holds)
+            except CachefsError as error:
+                raise type(error)(f"image '{name}': {error}") from error
 
-    async def _read(self, inode: int, offset: int, size_bytes: int) -> bytes | memoryview:
+    async def _read(
+        self, inode: int, offset: int, size_bytes: int, *, holds: bool
+    ) -> bytes | memoryview:
         table = self._tables.get(inode) or await self.open(inode)
         self._place(inode, table)  # it may have lost its place
         try:
-            return await self._reader.read(table, offset, size_bytes, inode)
+            return await self._reader.read(table, offset, size_bytes, inode, holds=holds)
         except TableDamagedError:
             self._tables.pop(inode, None)
             table = await self._renew_table(self._file(inode).version.manifest)
-            return await self._reader.read(self._checked(inode, table), offset, size_bytes, inode)
+            table = self._checked(inode, table)
+            return await self._reader.read(table, offset, size_bytes, inode, holds=holds)
 
     def _checked(self, inode: int, table: ManifestTable) -> ManifestTable:
         """A size that differs would make the kernel fill the rest with zeros."""
@@ -88,7 +99,8 @@ class OpenImages:
 
     def _place(self, inode: int, table: ManifestTable) -> None:
         if self._board:
-            self._board.place(inode, table.size_bytes, table.chunk_bytes)
+            holds = self._vfs.holds(inode)
+            self._board.place(inode, table.size_bytes, table.chunk_bytes, holds=holds)
 
     def _file(self, inode: int) -> FileNode:
         node = self._vfs.node(inode)

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import pyfuse3
 
-from cachefs.fuse.boundary import handler
+from cachefs.fuse.boundary import handler, holding
 from cachefs.fuse.opened import OpenImages
 from cachefs.index.manifest_table import ManifestTable
 from cachefs.vfs import FileNode, FolderNode, Node, Vfs
@@ -105,7 +105,8 @@ class Operations(pyfuse3.Operations):
         """Open an image; the kernel may keep its pages for ever, since a version never changes."""
         if flags & os.O_TRUNC:
             raise pyfuse3.FUSEError(errno.EROFS)
-        self._opened(inode, await self._images.open(inode))
+        with holding(f"the open of inode {inode}", holds=self._vfs.holds(inode)):
+            self._opened(inode, await self._images.open(inode))
         # Writes through a shared map would lie in the page cache for every reader to see: the
         # kernel refuses such maps of a file that was opened so, and allows private ones.
         for_writing = flags & os.O_ACCMODE != os.O_RDONLY

@@ -22,6 +22,9 @@ from mount_helper import _lane
 _READ = struct.Struct(_lane.PASSED_READ_FORMAT)
 """unique, inode, offset, size in bytes, device."""
 
+_GIVEN_BACK = 1
+"""Set in the unique of a read (they are even) that the lane is to keep and to pass on again."""
+
 _MOST_AT_ONCE = 16
 """Reads taken before other tasks get their turn: of 1 MiB each, about 3 ms."""
 
@@ -101,7 +104,10 @@ class Reads:
             data = await self._read(inode, offset, size_bytes)
             self._replies.answer(data, unique, device)
         except pyfuse3.FUSEError as error:
-            self._replies.answer_error(error.errno, unique, device)
+            if error.errno == _lane.HOLD_ERROR:
+                unique |= _GIVEN_BACK
+            else:
+                self._replies.answer_error(error.errno, unique, device)
         finally:
             self._room.release()
         self._note_answered(unique)

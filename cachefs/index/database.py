@@ -17,7 +17,16 @@ logger = logging.getLogger(__name__)
 MAP_BYTES = 64 * GIB
 """Address space, not memory and not disk: enough for the index of 100 million chunks."""
 
-DATABASES = ("meta", "residency", "slots", "extents", "images", "versions")
+DATABASES = (
+    "meta",
+    "residency",
+    "slots",
+    "extents",
+    "images",
+    "versions",
+    "values",
+    "profiles",
+)
 
 _DAMAGE = (
     lmdb.InvalidError,
@@ -34,7 +43,8 @@ class Database:
 
     meta: text -> JSON. residency: chunk id -> record. slots: slot number -> chunk id.
     extents: class and extent -> bitmap of resident slots. images: name -> JSON.
-    versions: inode -> JSON.
+    versions: inode -> JSON. values: BLAKE3 of a key -> what `cachefs.api` keeps of its value.
+    profiles: name -> time and profile (policy/prefetch/profile.py).
 
     Concurrency: reading transactions of the event loop, one writing transaction at a time in
     threads.
@@ -42,9 +52,16 @@ class Database:
 
     def __init__(self, env: lmdb.Environment) -> None:
         self.env = env
-        self.meta, self.residency, self.slots, self.extents, self.images, self.versions = (
-            env.open_db(name.encode()) for name in DATABASES
-        )
+        (
+            self.meta,
+            self.residency,
+            self.slots,
+            self.extents,
+            self.images,
+            self.versions,
+            self.values,
+            self.profiles,
+        ) = (env.open_db(name.encode()) for name in DATABASES)
 
     def close(self) -> None:
         """Close the environment; all transactions have to be over."""

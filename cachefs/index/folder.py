@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,8 +106,9 @@ def _lock(lock_fd: int, path: Path, wait_s: float) -> None:
                     "unmount that mount, or give this one its own --cache-dir"
                 ) from None
             time.sleep(0.05)
-    os.ftruncate(lock_fd, 0)
-    os.pwrite(lock_fd, f"{os.getpid()}\n".encode(), 0)
+    with suppress(OSError):  # only a message wants to know who it is; the disk may be full
+        os.ftruncate(lock_fd, 0)
+        os.pwrite(lock_fd, f"{os.getpid()}\n".encode(), 0)
 
 
 def _check_identity(path: Path, store_identity: str | None) -> None:

@@ -166,7 +166,8 @@ class ManifestTable:
         try:
             data = os.pread(self._fd, size_bytes, offset)
         except OSError as error:
-            raise CacheError(f"cannot read {self.path}: {error.strerror}") from error
+            # It may be had from the store, and lie elsewhere then.
+            raise TableDamagedError(f"cannot read {self.path}: {error.strerror}") from error
         if len(data) != size_bytes:
             raise TableDamagedError(f"the local table {self.path} is cut short")
         return data

@@ -30,7 +30,7 @@ from cachefs.ingest.report import ImportReport
 from cachefs.ingest.source import BATCH_BYTES, Batch, Source
 from cachefs.ingest.table import RecordTable
 from cachefs.model.chunk import check_chunk_bytes
-from cachefs.model.image import ImageVersion
+from cachefs.model.image import ImageVersion, check_labels
 from cachefs.store.store import Store
 from cachefs.units import KIB
 
@@ -70,9 +70,10 @@ def import_image(
         ConflictError: the name lies above or below another image's, the source changed while it was
             read, or packs were removed from the store meanwhile.
         StoreUnavailableError: the store does not take or give objects.
-        UsageError: the name or chunk size cannot be.
+        UsageError: the name, a label or the chunk size cannot be.
     """
     check_chunk_bytes(options.chunk_bytes)
+    check_labels(options.labels)
     check_name_is_free(store, name)
     begun_s = time.monotonic()
     report = ImportReport(name, options.chunk_bytes)

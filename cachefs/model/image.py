@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, get_args
 
 from blake3 import blake3
 
@@ -14,6 +15,9 @@ from cachefs.errors import CorruptError, FormatError, UsageError
 from cachefs.model.chunk import ID_BYTES, check_chunk_bytes
 
 IMAGE_FORMAT = 1
+ON_OUTAGE_LABEL = "on_outage"
+"""The label that says what reads of an image do while the store is away."""
+OnOutage = Literal["fail", "hold"]
 _MAX_NAME_BYTES = 900
 """Keys of S3 end at 1,024 bytes; the rest is for the store's prefix and ours."""
 _MAX_COMPONENT_BYTES = 200
@@ -38,6 +42,11 @@ class ImageVersion:
     stored_bytes: int
     created: str
     labels: dict[str, str] = field(default_factory=dict)
+
+    def holds(self, default: OnOutage) -> bool:
+        """Whether reads of it wait until the store is back; a label that means nothing is none."""
+        label = self.labels.get(ON_OUTAGE_LABEL)
+        return (label if label in get_args(OnOutage) else default) == "hold"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +123,19 @@ def _check_numbers(image: Image) -> None:
     numbers = [version.number for version in image.versions]
     if not numbers or any(later <= earlier for earlier, later in pairwise([0, *numbers])):
         raise ValueError(f"its versions are numbered {numbers}")
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Refuse a label that we know with a value that we don't.
+
+    Raises:
+        UsageError: the message says what it can be.
+    """
+    wanted = labels.get(ON_OUTAGE_LABEL)
+    if wanted is not None and wanted not in get_args(OnOutage):
+        raise UsageError(
+            f"label {ON_OUTAGE_LABEL}={wanted}: it can be {' or '.join(get_args(OnOutage))}"
+        )
 
 
 def check_image_name(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cachefs.model.chunk import ID_BYTES
+from cachefs.model.chunk import ID_BYTES, chunk_id
 
 DESCRIPTION_KEY = "cachefs.json"
 PACKS_PREFIX = "packs/"
@@ -42,6 +42,11 @@ def is_manifest_id(name: str) -> bool:
 def image_key(name: str) -> str:
     """Return the key of an image's record."""
     return f"{IMAGES_PREFIX}{name}.json"
+
+
+def profile_key(name: str) -> str:
+    """Return the key of what hosts have learned of an image."""
+    return f"{PROFILES_PREFIX}{chunk_id(name.encode()).hex()}"
 
 
 def image_name(key: str) -> str:

@@ -46,6 +46,9 @@ _FORGET_PAGES_AFTER = 1 << 14
 """Entries written until the daemon gives up its view of them: each may be a page of 4 KiB, so it
 holds 64 MiB at most."""
 
+_MOST_UNTOLD = 1024
+"""Others are told when they are read again."""
+
 _DRAINED = 1 << 14
 """Accesses taken at once, about 2 ms of the event loop."""
 
@@ -114,8 +117,8 @@ class Board:
         self._tables: dict[int, tuple[int, int]] = {}
         """By number: where a table begins, and its bytes."""
         self._written = 0
-        self.empty = self._board.empty
-        self.beat = self._board.beat
+        self._untold: dict[tuple[int, int], tuple[bytes, int]] = {}
+        """Chunks of images with a place whose segment the lane has not taken yet: id and slot."""
         self.counters = self._board.counters
         for number, inode, _, _, table_at, table_bytes in self._board.images():
             self._take_note(number, inode, table_at, table_bytes)
@@ -129,8 +132,15 @@ class Board:
                 self._board.empty_class(number, b"")  # what is there was said of another file
             self._offer(number, fd)
 
+    def empty(self, slot: int) -> None:
+        """See SlotBoard."""
+        if self._untold:
+            self._untold = {key: told for key, told in self._untold.items() if told[1] != slot}
+        self._board.empty(slot)
+
     def empty_class(self, number: int, keep: bytes) -> None:
         """See SlotBoard."""
+        self._untold.clear()
         self._board.empty_class(number, keep)
 
     def publish(self, inode: int, index: int, chunk_id: bytes, slot: int) -> bool:
@@ -138,7 +148,17 @@ class Board:
         if not self._serves_hits:
             return True
         self._count_written()
-        return self._board.publish(inode, index, chunk_id, slot)
+        is_told = self._board.publish(inode, index, chunk_id, slot)
+        if not is_told and inode in self._numbers and len(self._untold) < _MOST_UNTOLD:
+            self._untold[inode, index] = chunk_id, slot
+        return is_told
+
+    def beat(self) -> None:
+        """Give a sign of life, and tell what the lane could not take before."""
+        self._board.beat()
+        untold, self._untold = self._untold, {}
+        for (inode, index), (chunk_id, slot) in untold.items():
+            self.publish(inode, index, chunk_id, slot)
 
     def publish_zero(self, inode: int, index: int) -> None:
         """See SlotBoard."""
@@ -146,17 +166,21 @@ class Board:
             self._board.publish_zero(inode, index)
             self._count_written()
 
-    def place(self, inode: int, size_bytes: int, chunk_bytes: int) -> None:
-        """Give an image a place, if it has none, and is not too large for one."""
-        if inode in self._numbers or not self._serves_hits:
+    def place(self, inode: int, size_bytes: int, chunk_bytes: int, *, holds: bool = False) -> None:
+        """Give an image a place, if it has none, and is not too large for one.
+
+        `holds`: whoever reads it waits for the store for as long as it takes.
+        """
+        if inode in self._numbers or not (self._serves_hits or holds):
             return
-        chunks = -(-size_bytes // chunk_bytes)
+        chunks = -(-size_bytes // chunk_bytes) if self._serves_hits else 0
         table_bytes = -(-chunks * _LAYOUT["chunk_entry_bytes"] // _PAGE_BYTES) * _PAGE_BYTES
         if table_bytes > _LAYOUT["tables_bytes"]:
             return
         number = self._free_number(inode)
         table_at = self._free_table(table_bytes)
         shift = chunk_bytes.bit_length() - 1
+        self._board.hold_image(number, holds)
         self._board.set_image(number, inode, size_bytes, shift, table_at, table_bytes)
         self._take_note(number, inode, table_at, table_bytes)
 

@@ -6,10 +6,13 @@ One at a time for a local store; for S3, where most of a job is waiting, in seve
 from __future__ import annotations
 
 import ctypes
+import heapq
+import itertools
 import json
 import logging
 import os
 import pickle
+import select
 import signal
 import socket
 import sys
@@ -20,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from cachefs.errors import CachefsError
 from cachefs.store.s3_settings import S3Settings
 from cachefs.tiers.fetcher import Fetcher
-from cachefs.tiers.jobs import LENGTH, Answer, Job, L2Report, encode
+from cachefs.tiers.jobs import LENGTH, ChunkJob, Job, Message, encode
 from cachefs.tiers.l2.l2 import L2
 from cachefs.units import MIB
 
@@ -37,6 +40,29 @@ def _receive(connection: socket.socket) -> Job | None:
         return None
     job: Job = pickle.loads(data)
     return job
+
+
+class Inbox:
+    """Jobs as they come; those that somebody waits for are handed out first."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._jobs: list[tuple[bool, int, Job]] = []
+        self._serial = itertools.count()
+
+    def next(self) -> Job | None:
+        """Return the next job, waiting for one; None when the daemon has gone."""
+        while not self._jobs or select.select([self._connection], [], [], 0)[0]:
+            job = _receive(self._connection)
+            if job is None:
+                return None
+            heapq.heappush(self._jobs, (is_ahead(job), next(self._serial), job))
+        return heapq.heappop(self._jobs)[2]
+
+
+def is_ahead(job: Job) -> bool:
+    """Whether nobody waits for a job yet."""
+    return isinstance(job, ChunkJob) and job.is_ahead
 
 
 def _receive_exactly(connection: socket.socket, size_bytes: int) -> bytes | None:
@@ -58,7 +84,7 @@ class _Line:
         self._connection = connection
         self._lock = threading.Lock()
 
-    def send(self, message: Answer | L2Report) -> None:
+    def send(self, message: Message) -> None:
         with self._lock:
             self._connection.sendall(encode(message))
 
@@ -95,11 +121,12 @@ def keep_freed_memory() -> None:
 
 
 def main() -> None:
-    """Run a fetcher: `fetcher SOCKET_FD PARENT_PID STORE_URL STORE_IDENTITY S3 L2`.
+    """Run a fetcher: `fetcher SOCKET_FD PARENT_PID STORE_URL STORE_IDENTITY S3 L2 PLACES`.
 
-    The last two are settings in JSON; empty: the store is not on S3, and there is no L2.
+    S3 and L2 are settings in JSON; empty: the store is not on S3, and there is no L2. PLACES: jobs
+    that nobody waits for which it does at once.
     """
-    fd, parent_pid, url, identity, s3_settings, l2_settings = sys.argv[1:]
+    fd, parent_pid, url, identity, s3_settings, l2_settings, places = sys.argv[1:]
     s3 = S3Settings(**json.loads(s3_settings)) if s3_settings else None
     die_with_parent(int(parent_pid))
     keep_freed_memory()
@@ -109,6 +136,7 @@ def main() -> None:
         line = _Line(connection)
         l2 = _open_l2(l2_settings, line) if l2_settings else None
         fetcher = Fetcher(url, identity, s3, l2)
+        fetcher.tell = line.send
 
         def do(job: Job) -> None:
             line.send(fetcher.answer(job))
@@ -116,13 +144,18 @@ def main() -> None:
                 l2.after_answer()
 
         if s3 is None:
-            while (job := _receive(connection)) is not None:
+            inbox = Inbox(connection)
+            while (job := inbox.next()) is not None:
                 do(job)
         else:
-            _serve_in_threads(do, connection, s3.requests_in_flight)
+            _serve_in_threads(do, connection, s3.requests_in_flight, int(places))
 
 
-def _serve_in_threads(do: Callable[[Job], None], connection: socket.socket, threads: int) -> None:
+def _serve_in_threads(
+    do: Callable[[Job], None], connection: socket.socket, threads: int, ahead_threads: int
+) -> None:
+    """Do jobs in threads; those ahead of demand have theirs, so that they take no place of it."""
+
     def do_or_end(job: Job) -> None:
         try:
             do(job)
@@ -131,8 +164,9 @@ def _serve_in_threads(do: Callable[[Job], None], connection: socket.socket, thre
             os._exit(1)  # its jobs go to another
 
     pool = ThreadPoolExecutor(threads, "job")
+    ahead = ThreadPoolExecutor(max(1, ahead_threads), "ahead")
     while (job := _receive(connection)) is not None:
-        pool.submit(do_or_end, job)
+        (ahead if is_ahead(job) else pool).submit(do_or_end, job)
     os._exit(0)  # nobody waits for what is still under way
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -17,6 +18,8 @@ class Flight:
     ref: ChunkRef
     chunk_bytes: int
     deadline_s: float
+    is_kept: bool = True
+    """Whether it is to land in a slot; else its bytes are for its readers only."""
     waiters: int = 0
     ended: trio.Event = field(default_factory=trio.Event)
     slot: int | None = None
@@ -26,3 +29,11 @@ class Flight:
     outage: str = ""
     """What the last one was, for those whose deadline comes before its end."""
     corruptions: int = 0
+    ended_ahead: Callable[[Flight], None] | None = None
+    """Of a flight that was begun before anybody asked: told of its end."""
+    was_joined: bool = False
+    """Somebody has asked since."""
+    landed_in: int | None = None
+    """The slot, also when nobody waits (and nobody pins it)."""
+    job: int = -1
+    """The number of the job that brings it, while nobody had asked."""

@@ -59,24 +59,40 @@ KEPT = Fetched(Outcome.KEPT)
 
 @dataclass(frozen=True, slots=True)
 class ChunkJob:
-    """Fetch these chunks; the answer has their outcomes in the same order."""
+    """Fetch these chunks; the answer has their outcomes in the same order.
+
+    `is_ahead`: nobody waits for them yet, so a fetcher does other jobs first.
+    """
 
     number: int
     wanted: tuple[Wanted, ...]
+    is_ahead: bool = False
 
     def __reduce__(self) -> tuple[object, ...]:
         """Travel as plain tuples: that takes half of the time."""
-        return _chunk_job, (self.number, tuple(map(tuple, self.wanted)))
+        return _chunk_job, (self.number, tuple(map(tuple, self.wanted)), self.is_ahead)
 
 
 @dataclass(frozen=True, slots=True)
 class ChunksDone:
-    """The answer to a ChunkJob. `requests` and `frame_bytes` are what it cost at the store."""
+    """The answer to a ChunkJob. `requests` and `frame_bytes` are what it cost at the store.
+
+    `bypassed`: requests that were not made, because the store had failed before.
+    """
 
     number: int
     fetched: tuple[Fetched, ...]
     requests: int
     frame_bytes: int
+    bypassed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ChunksLanded:
+    """Of a ChunkJob that is not done yet: these of its chunks, by their numbers in it, are KEPT."""
+
+    number: int
+    members: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +142,28 @@ class DemoteJob:
 
 
 @dataclass(frozen=True, slots=True)
+class ProfileJob:
+    """Fetch what hosts have learned of an image; with a `run`, add that to it first."""
+
+    number: int
+    name: str
+    run: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The answer to a TableJob, a DemoteJob (result None) or a ListJob."""
 
     number: int
     result: Listing | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileFound:
+    """The answer to a ProfileJob: what is in the store now."""
+
+    number: int
+    data: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,15 +189,19 @@ class L2Report:
     advice: str
 
 
-Job = ChunkJob | TableJob | ListJob | DemoteJob
-Answer = ChunksDone | Done | Failed
+Job = ChunkJob | TableJob | ListJob | DemoteJob | ProfileJob
+Answer = ChunksDone | Done | ProfileFound | Failed
 
 
-def _chunk_job(number: int, rows: tuple[tuple[Any, ...], ...]) -> ChunkJob:
-    return ChunkJob(number, tuple(map(Wanted._make, rows)))
+def _chunk_job(number: int, rows: tuple[tuple[Any, ...], ...], is_ahead: bool) -> ChunkJob:
+    return ChunkJob(number, tuple(map(Wanted._make, rows)), is_ahead)
 
 
-def encode(message: Job | Answer | L2Report) -> bytes:
+Message = Answer | L2Report | ChunksLanded
+"""What a fetcher sends."""
+
+
+def encode(message: Job | Message) -> bytes:
     """Return a message with its length before it."""
     data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
     return LENGTH.pack(len(data)) + data

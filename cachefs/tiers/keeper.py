@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 
+import lmdb
 import trio
 
 from cachefs.errors import CacheError
@@ -72,6 +73,8 @@ class Keeper:
             try:
                 with trio.CancelScope(shield=True):  # what was taken must not be lost
                     await trio.to_thread.run_sync(self._write, batch)
+            except lmdb.PanicError:
+                raise  # no transaction will ever work again here: the next daemon opens it anew
             except Exception as error:  # noqa: BLE001 - LMDB's errors, the disk's; the batch is kept
                 logger.warning("cannot write the index, trying again: %s", error)
                 l1.residency.committed(batch, failed=True)

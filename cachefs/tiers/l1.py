@@ -36,9 +36,13 @@ from cachefs.index.segments import (
 from cachefs.metrics import Metrics
 from cachefs.policy.evict.seam import UNKNOWN, Arrival, EvictionPolicy, Slots
 from cachefs.tiers.board import NoBoard, SlotBoard
+from cachefs.tiers.breaker import Breaker, State
 from cachefs.tiers.slots import ClassSlots
 
 logger = logging.getLogger(__name__)
+
+_FAILURES, _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2, 0.5, 10.0
+"""Reads of slots that failed in a row, until L1 is left; pauses between probes of its disk."""
 
 _MOST_USES = 4096
 """Told in one go, some 0.2 ms; at more hits than that in a keeper's turn it is done between."""
@@ -63,6 +67,8 @@ class L1:
         self.metrics = metrics
         self.epoch = Epoch(database)
         self.classes: dict[int, ClassSlots] = {}
+        self.health = Breaker(_FAILURES, _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
+        """Of the disk, as readers see it; a DiskWatch probes it when it is open."""
         self.drops = 0
         """Chunks given up so far. A place that was found at the same count is still the place."""
         self.wake = trio.Event()
@@ -73,6 +79,10 @@ class L1:
         """The keeper's: a slot lost its chunk and is to be freed after the commit."""
         self.on_leaving: Callable[[bytes, Placement], None] = lambda *_: None
         """Called before a chunk is given up for others."""
+        self.on_used: Callable[[Slots], None] = lambda _: None
+        """Told of reads in batches: full slot numbers, some of which may be empty by now."""
+        self.on_dropped: Callable[[int], None] = lambda _: None
+        """A slot lost its chunk."""
         self.digest: Callable[[], object] = lambda: None
         """Tells the policy what the lane has answered; for who is about to ask the policy."""
         self._make_policy = make_policy
@@ -82,6 +92,11 @@ class L1:
         self._is_loaded = False
         self.residency = Residency(database, self._extent_slots)
         self._load()
+
+    @property
+    def is_left(self) -> bool:
+        """Whether its disk is left alone: nothing is read from it, and nothing written."""
+        return self.health.state is not State.CLOSED
 
     def find(self, chunk_id: bytes) -> Placement | None:
         """Return where a chunk is, None if it is not here."""
@@ -128,6 +143,7 @@ class L1:
             self._uses.clear()
 
     def _tell(self, slots: Slots) -> None:
+        self.on_used(slots)
         numbers = slots >> INDEX_BITS
         for number, held in self.classes.items():
             mine = numbers == number
@@ -214,6 +230,7 @@ class L1:
             self.drops += 1
             self.board.empty(slot)
             self.residency.drop(chunk_id, slot)
+            self.on_dropped(slot)
             if self.classes[slot_class(slot)].emptied(slot):
                 self.on_emptied(slot)
 
@@ -222,6 +239,7 @@ class L1:
         self.drops += 1
         self.board.empty(slot)
         self.residency.clear(slot)
+        self.on_dropped(slot)
         if self.classes[slot_class(slot)].emptied(slot):
             self.on_emptied(slot)
 

@@ -17,9 +17,9 @@ import pickle
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import trio
@@ -28,13 +28,29 @@ from cachefs.config import L2Section
 from cachefs.errors import StoreUnavailableError
 from cachefs.metrics import Metrics
 from cachefs.store.s3_settings import S3Settings
-from cachefs.tiers.jobs import LENGTH, Answer, ChunkJob, Failed, Job, L2Report, encode
+from cachefs.tiers.jobs import (
+    LENGTH,
+    Answer,
+    ChunkJob,
+    ChunksLanded,
+    Failed,
+    Job,
+    L2Report,
+    Message,
+    encode,
+)
 from cachefs.tiers.l2.watch import L2Watch
 
 logger = logging.getLogger(__name__)
 
 _JOBS_AHEAD = 2
 """Jobs of a fetcher of a local store: the next lies in its socket when it ends one."""
+
+DEMAND = 0
+"""The priority of what a reader waits for: before everything else."""
+
+AHEAD = 5
+"""The priority of what nobody waits for yet; at most `ahead_places` of a fetcher do such jobs."""
 
 _MAX_DEATHS = 3
 """A job that ended so many fetchers is not tried again."""
@@ -46,7 +62,13 @@ class _Ticket:
     serial: int
     job: Job = field(compare=False)
     done: Callable[[Answer], None] = field(compare=False)
+    landed: Callable[[Sequence[int]], None] | None = field(default=None, compare=False)
     deaths: int = field(default=0, compare=False)
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether nobody waits for it."""
+        return isinstance(self.job, ChunkJob) and self.job.is_ahead
 
 
 @dataclass(slots=True)
@@ -55,7 +77,8 @@ class _Running:
     stream: trio.SocketStream
     tickets: dict[int, _Ticket]
     last_sign_s: float
-    room: trio.Event
+    ahead: int = 0
+    """How many of the tickets are of jobs for which nobody waited."""
 
 
 class FetcherPool:
@@ -71,6 +94,7 @@ class FetcherPool:
         metrics: Metrics,
         s3: S3Settings | None = None,
         l2: L2Section | None = None,
+        ahead_places: int = 1,
     ) -> None:
         # Seen by everybody in `ps`: they say where a password is, never what it is.
         self._arguments = [
@@ -78,7 +102,10 @@ class FetcherPool:
             store_identity,
             json.dumps(asdict(s3)) if s3 else "",
             l2.model_dump_json() if l2 is not None and l2.url else "",
+            str(ahead_places),
         ]
+        self.ahead_places = ahead_places
+        """Jobs ahead of demand that one fetcher does at once, beside those that somebody needs."""
         self._jobs_ahead = s3.requests_in_flight + 1 if s3 else _JOBS_AHEAD
         self.l2 = L2Watch("" if l2 is None else l2.url, metrics)
         self.count = count
@@ -87,7 +114,8 @@ class FetcherPool:
         self._metrics = metrics
         self._queue: list[_Ticket] = []
         self._serial = itertools.count()
-        self._arrived = trio.Event()
+        self._changed = trio.Event()
+        """Set when a job came in or went out; replaced then."""
         self.pids: set[int] = set()
 
     @property
@@ -99,9 +127,28 @@ class FetcherPool:
         """Return a number for a new job."""
         return next(self._serial)
 
-    def submit(self, job: Job, priority: int, done: Callable[[Answer], None]) -> None:
-        """Queue a job; `done` is called with its answer, from the event loop."""
-        self._requeue(_Ticket(priority, job.number, job, done))
+    def submit(
+        self,
+        job: Job,
+        priority: int,
+        done: Callable[[Answer], None],
+        landed: Callable[[Sequence[int]], None] | None = None,
+    ) -> None:
+        """Queue a job; `done` is called with its answer, from the event loop.
+
+        `landed` is told before that, perhaps, which chunks of a job ahead are in their slots.
+        """
+        self._requeue(_Ticket(priority, job.number, job, done, landed))
+
+    def hurry(self, number: int) -> None:
+        """Somebody waits for a job now that was queued ahead; one that is under way stays so."""
+        for ticket in self._queue:
+            if ticket.job.number == number and ticket.priority == AHEAD:
+                assert isinstance(ticket.job, ChunkJob)
+                ticket.priority, ticket.job = DEMAND, replace(ticket.job, is_ahead=False)
+                heapq.heapify(self._queue)
+                self._announce()
+                return
 
     async def ask(self, job: Job, priority: int) -> Answer:
         """Queue a job and return its answer.
@@ -191,20 +238,26 @@ class FetcherPool:
             undo.pop_all()
         self.pids.add(process.pid)
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-        return _Running(process, stream, {}, trio.current_time(), trio.Event())
+        return _Running(process, stream, {}, trio.current_time())
 
     async def _send_jobs(self, running: _Running) -> None:
         while True:
-            while len(running.tickets) >= self._jobs_ahead:
-                running.room = trio.Event()
-                await running.room.wait()
-            while not self._queue:
-                await self._arrived.wait()
+            while not self._has_place(running):
+                await self._changed.wait()
             ticket = heapq.heappop(self._queue)
             if not running.tickets:
                 running.last_sign_s = trio.current_time()
             running.tickets[ticket.job.number] = ticket
+            running.ahead += ticket.is_ahead
             await running.stream.send_all(encode(ticket.job))
+
+    def _has_place(self, running: _Running) -> bool:
+        """Whether this fetcher may take the first job of the queue."""
+        if not self._queue:
+            return False
+        if self._queue[0].is_ahead:
+            return running.ahead < self.ahead_places
+        return len(running.tickets) - running.ahead < self._jobs_ahead
 
     async def _receive_answers(self, running: _Running) -> None:
         buffer = bytearray()
@@ -218,14 +271,20 @@ class FetcherPool:
                 end = LENGTH.size + LENGTH.unpack_from(buffer)[0]
                 if len(buffer) < end:
                     break
-                answer: Answer | L2Report = pickle.loads(memoryview(buffer)[LENGTH.size : end])
+                answer: Message = pickle.loads(memoryview(buffer)[LENGTH.size : end])
                 del buffer[:end]
                 if isinstance(answer, L2Report):
                     self.l2.report(running.process.pid, answer)
                     continue
+                if isinstance(answer, ChunksLanded):
+                    landed = running.tickets[answer.number].landed
+                    if landed is not None:
+                        landed(answer.members)
+                    continue
                 ticket = running.tickets.pop(answer.number)
-                running.room.set()
+                running.ahead -= ticket.is_ahead
                 ticket.done(answer)
+                self._announce()
 
     async def _watch(self, running: _Running) -> None:
         """Return when the fetcher has been silent over a job for too long."""
@@ -242,7 +301,7 @@ class FetcherPool:
         """Queue the jobs of a fetcher that is gone again, or give them up."""
         for ticket in running.tickets.values():
             ticket.deaths += 1
-            if ticket.deaths < _MAX_DEATHS:
+            if ticket.deaths < _MAX_DEATHS and not ticket.is_ahead:
                 self._requeue(ticket)
                 continue
             kind = (
@@ -255,8 +314,11 @@ class FetcherPool:
 
     def _requeue(self, ticket: _Ticket) -> None:
         heapq.heappush(self._queue, ticket)
-        self._arrived.set()
-        self._arrived = trio.Event()
+        self._announce()
+
+    def _announce(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
 
 
 async def _wait_for_end(process: subprocess.Popen[bytes]) -> None:

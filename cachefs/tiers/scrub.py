@@ -31,6 +31,9 @@ _Resident = tuple[bytes, Placement]
 """The id of a chunk, and where it is."""
 
 
+_DISK_PAUSE_S = 0.5
+
+
 class Scrub:
     """Verifies L1 in the order of slots."""
 
@@ -38,6 +41,8 @@ class Scrub:
         self._l1 = l1
         self._rate = rate_bytes_per_s
         self._metrics = metrics
+        self._unread = 0
+        """Chunks that could not be read because the disk failed altogether; they were kept."""
 
     async def run(self) -> None:
         """Scrub for ever, if there is a rate."""
@@ -47,19 +52,23 @@ class Scrub:
 
     async def scrub_once(self, rate_bytes_per_s: int = 0) -> tuple[int, int]:
         """Verify all that L1 holds; 0 is full speed. Returns how many chunks were read, and bad."""
-        slot, read, bad = -1, 0, 0
+        slot, read, bad, unread = -1, 0, 0, self._unread
         while True:
             rows = await trio.to_thread.run_sync(self._l1.residency.scan, slot, _BATCH_CHUNKS)
             if not rows:
                 break
             slot = rows[-1][0]
             for group in self._groups(rows):
+                while self._l1.is_left:  # noqa: ASYNC110 - whoever waits longest may look seldom
+                    await trio.sleep(_DISK_PAUSE_S)
                 read += len(group)
                 bad += await self._verify(group)
                 if rate_bytes_per_s:
                     size_bytes = sum(placement.plain_bytes for _, placement in group)
                     await trio.sleep(size_bytes / rate_bytes_per_s)
         self._metrics.scrub_passes += 1
+        if self._unread != unread:
+            return read, bad  # nobody knows what was there
         try:
             await trio.to_thread.run_sync(self._l1.epoch.trust_all)
         except lmdb.Error as error:  # then it is for this run only
@@ -99,6 +108,11 @@ class Scrub:
                 if self._l1.is_suspect(placement):
                     self._l1.verified(expected, placement)
                 continue
+            if problem:
+                self._l1.health.failed()
+                if self._l1.is_left:  # it is the disk, and not this chunk
+                    self._unread += 1
+                    continue
             bad += 1
             logger.warning(
                 "scrub: chunk %s in L1 %s; dropped, the next read fetches it",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import trio
@@ -31,15 +31,12 @@ from cachefs.model.chunk import ChunkRef
 from cachefs.policy.admit import ScanFilter
 from cachefs.tiers.arrivals import arrival_of
 from cachefs.tiers.flight import Flight
-from cachefs.tiers.jobs import Answer, ChunkJob, ChunksDone, Fetched, Outcome, Wanted
+from cachefs.tiers.jobs import KEPT, Answer, ChunkJob, ChunksDone, Fetched, Outcome, Wanted
 from cachefs.tiers.l1 import L1
-from cachefs.tiers.pool import FetcherPool
+from cachefs.tiers.pool import AHEAD, DEMAND, FetcherPool
 from cachefs.units import KIB, MIB
 
 logger = logging.getLogger(__name__)
-
-DEMAND = 0
-"""The priority of what a reader waits for: before everything else."""
 
 LEAST_JOB_BYTES = 256 * KIB
 """A batch is spread evenly over the fetchers, but a job with less than this (about 0.4 ms of work)
@@ -50,6 +47,9 @@ MOST_JOB_BYTES = 4 * MIB
 
 _RESERVE_WAIT_S = 0.25
 """How long a fetch waits for a slot before the chunk is served without being kept."""
+
+_NO_USE = (Outcome.UNAVAILABLE, Outcome.UNKEPT)
+"""Outcomes after which fetching more ahead would be as useless."""
 
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
@@ -72,35 +72,92 @@ class Stack:
         self._nursery = nursery
         self._metrics = metrics
         self._flights: dict[bytes, Flight] = {}
+        self.on_demand: Callable[[], None] = lambda: None
+        """Called when a reader misses."""
 
     @contextmanager
     def flights(
-        self, refs: Sequence[ChunkRef], chunk_bytes: int, deadline_s: float
+        self,
+        refs: Sequence[ChunkRef],
+        chunk_bytes: int,
+        deadline_s: float,
+        *,
+        is_kept: bool = True,
     ) -> Iterator[list[Flight]]:
         """Start or join the flights of chunks that L1 does not hold, and leave them at the end.
 
-        Equal chunks share one flight. `deadline_s` is on trio's clock.
+        Equal chunks share one flight. `deadline_s` is on trio's clock. Not `is_kept`: L1 has them,
+        and cannot be read now.
         """
         joined: list[Flight] = []
         fresh: list[Flight] = []
         for ref in refs:
             flight = self._flights.get(ref.id)
             if flight is None:
-                flight = self._flights[ref.id] = Flight(ref, chunk_bytes, deadline_s)
+                flight = self._flights[ref.id] = Flight(ref, chunk_bytes, deadline_s, is_kept)
                 fresh.append(flight)
             else:
                 self._metrics.joined_chunks += 1
+                if flight.ended_ahead and not flight.was_joined:
+                    flight.was_joined = True
+                    self._pool.hurry(flight.job)
             flight.waiters += 1
             flight.deadline_s = max(flight.deadline_s, deadline_s)
             joined.append(flight)
         self._metrics.flights = len(self._flights)
         if fresh:
             self._start(fresh, chunk_bytes)
+        self.on_demand()
         try:
             yield joined
         finally:
             for flight in joined:
                 self._leave(flight)
+
+    def is_under_way(self, chunk_id: bytes) -> bool:
+        """Whether a chunk has a flight."""
+        return chunk_id in self._flights
+
+    def fetch_ahead(
+        self,
+        refs: Sequence[ChunkRef],
+        chunk_bytes: int,
+        ended: Callable[[Flight], None],
+        answered: Callable[[bool], None],
+    ) -> int:
+        """Begin one job for chunks that nobody waits for; returns how many of them it brings.
+
+        None of them is zero, in L1 or has a flight, and no two are equal. There are as many as L1
+        has free slots for. `ended` is told of each flight, `answered` then of the job: whether the
+        store was there. What fails is not tried again, unless somebody waits for it by then.
+        """
+        slots = [] if self._l1.is_left else self._l1.take_free(chunk_bytes, len(refs))
+        if not slots:
+            return 0
+        number = self._pool.next_number()
+        pairs: list[tuple[Flight, int | None]] = []
+        has_landed: set[int] = set()
+        for ref, slot in zip(refs, slots, strict=False):
+            flight = Flight(ref, chunk_bytes, 0.0, ended_ahead=ended, job=number)
+            self._flights[ref.id] = flight
+            pairs.append((flight, slot))
+        self._metrics.flights = len(self._flights)
+        wanted = tuple(self._wanted(flight.ref, slot) for flight, slot in pairs)
+
+        def landed(members: Sequence[int]) -> None:
+            for member in members:
+                has_landed.add(member)
+                self._chunk_answered(*pairs[member], KEPT)
+
+        def done(answer: Answer) -> None:
+            self._answered(pairs, answer, has_landed)
+            answered(
+                isinstance(answer, ChunksDone)
+                and not any(one.outcome in _NO_USE for one in answer.fetched)
+            )
+
+        self._pool.submit(ChunkJob(number, wanted, is_ahead=True), AHEAD, done, landed)
+        return len(pairs)
 
     async def wait(self, flights: Sequence[Flight], deadline_s: float) -> None:
         """Wait until all flights have ended well.
@@ -128,6 +185,9 @@ class Stack:
 
     def _start(self, flights: list[Flight], chunk_bytes: int) -> None:
         """Send flights off: at once where L1 has free slots, else when it has some."""
+        if self._l1.is_left or not all(flight.is_kept for flight in flights):
+            self._submit(flights, [None] * len(flights))
+            return
         try:
             free = len(self._l1.class_for(chunk_bytes).free)
         except CacheError as error:
@@ -186,28 +246,43 @@ class Stack:
             self._scans.is_scan(ref.pack, ref.offset, ref.frame_bytes),
         )
 
-    def _answered(self, pairs: list[tuple[Flight, int | None]], answer: Answer) -> None:
+    def _answered(
+        self,
+        pairs: list[tuple[Flight, int | None]],
+        answer: Answer,
+        has_landed: Collection[int] = (),
+    ) -> None:
         if isinstance(answer, ChunksDone):
             self._metrics.l3_requests += answer.requests
             self._metrics.l3_frame_bytes += answer.frame_bytes
+            self._metrics.l3_bypassed += answer.bypassed
             fetched = answer.fetched
         else:
             message = str(getattr(answer, "error", "the fetcher failed"))
             fetched = (Fetched(Outcome.UNAVAILABLE, message=message),) * len(pairs)
-        for (flight, slot), result in zip(pairs, fetched, strict=True):
-            self._chunk_answered(flight, slot, result)
+        again = [
+            flight
+            for member, ((flight, slot), result) in enumerate(zip(pairs, fetched, strict=True))
+            if member not in has_landed and self._chunk_answered(flight, slot, result)
+        ]
+        if again:
+            self._nursery.start_soon(self._try_again, again)
         self._metrics.flights = len(self._flights)
 
-    def _chunk_answered(self, flight: Flight, slot: int | None, result: Fetched) -> None:
+    def _chunk_answered(self, flight: Flight, slot: int | None, result: Fetched) -> bool:
+        """Take note of how the fetch of a chunk went; whether it is to be tried again later."""
         ref = flight.ref
         if result.outcome is Outcome.KEPT and slot is not None:
             self._count(result, ref.plain_bytes)
-            slot = self._l1.landed(slot, ref.id, ref.plain_bytes, arrival_of(ref))
+            arrival = arrival_of(ref, from_l2=result.from_l2)
+            if flight.ended_ahead and not flight.was_joined:
+                arrival = arrival._replace(is_prefetched=True)
+            slot = flight.landed_in = self._l1.landed(slot, ref.id, ref.plain_bytes, arrival)
             if flight.waiters:
                 self._l1.pin(slot)
                 flight.slot = slot
             self._end(flight)
-            return
+            return False
         if slot is not None:
             self._l1.give_back(slot)
         if result.outcome is Outcome.UNKEPT:
@@ -216,8 +291,8 @@ class Stack:
             self._metrics.l1_errors += slot is not None
             flight.plain = result.plain
             self._end(flight)
-        else:
-            self._failed(flight, result)
+            return False
+        return self._failed(flight, result)
 
     def _count(self, result: Fetched, plain_bytes: int) -> None:
         if result.from_l2:
@@ -227,8 +302,8 @@ class Stack:
             self._metrics.l3_chunks += 1
             self._metrics.l3_plain_bytes += plain_bytes
 
-    def _failed(self, flight: Flight, result: Fetched) -> None:
-        """Try again what may get better while somebody waits; end the flight else."""
+    def _failed(self, flight: Flight, result: Fetched) -> bool:
+        """End the flight, or say that it is to be tried again: while somebody waits."""
         if result.outcome is Outcome.MISSING:
             self._end(flight, ObjectMissingError(result.message))
         elif result.outcome is Outcome.REFUSED:
@@ -238,7 +313,7 @@ class Stack:
         elif result.outcome is Outcome.CORRUPT:
             self._metrics.l3_corrupt += 1
             flight.corruptions += 1
-            if flight.corruptions > 1:
+            if flight.corruptions > 1 or (flight.ended_ahead and not flight.waiters):
                 self._end(flight, CorruptError(result.message))
             else:
                 self._start([flight], flight.chunk_bytes)
@@ -248,20 +323,28 @@ class Stack:
             self._metrics.l3_retries += 1
             flight.outages += 1
             flight.outage = result.message
-            self._nursery.start_soon(self._try_again, flight, result.message)
+            return True
+        return False
 
-    async def _try_again(self, flight: Flight, message: str) -> None:
+    async def _try_again(self, flights: list[Flight]) -> None:
+        """Fetch again what one job failed to, as one batch: neighbours stay one request."""
+        deadline_s = min(flight.deadline_s for flight in flights)
+        outages = min(flight.outages for flight in flights)
         # However long the outage was, whoever waits is not to miss its end: half of what is left.
-        left_s = max(_FIRST_PAUSE_S, (flight.deadline_s - trio.current_time()) / 2)
-        pause_s = min(_LONGEST_PAUSE_S, left_s, _FIRST_PAUSE_S * 2 ** (flight.outages - 1))
+        left_s = max(_FIRST_PAUSE_S, (deadline_s - trio.current_time()) / 2)
+        pause_s = min(_LONGEST_PAUSE_S, left_s, _FIRST_PAUSE_S * 2 ** min(outages - 1, 10))
         await trio.sleep(pause_s * random.uniform(0.5, 1.0))
-        if flight.waiters:
-            self._start([flight], flight.chunk_bytes)
-        else:
-            self._end(flight, StoreUnavailableError(message))
+        wanted = [flight for flight in flights if flight.waiters]
+        for flight in flights:
+            if not flight.waiters:
+                self._end(flight, StoreUnavailableError(flight.outage))
+        if wanted:
+            self._start(wanted, wanted[0].chunk_bytes)
 
     def _end(self, flight: Flight, error: CachefsError | None = None) -> None:
         flight.error = error
         del self._flights[flight.ref.id]
         self._metrics.flights = len(self._flights)
         flight.ended.set()
+        if flight.ended_ahead:
+            flight.ended_ahead(flight)

@@ -61,9 +61,11 @@ class Tables:
             with trio.fail_at(deadline_s):
                 async with lock:
                     table = self._open.get(manifest_id) or self._local(manifest_id)
-                    if table is None:
-                        await self._fetch(manifest_id)
+                    paths = self._paths(manifest_id)
+                    while table is None and paths:
+                        await self._fetch(manifest_id, paths)
                         table = self._local(manifest_id)
+                        paths = paths[1:]  # a disk may take what it does not give back
                     if table is None:
                         raise CacheError(f"the table of manifest {manifest_id[:16]} went away")
                     self._keep(manifest_id, table)
@@ -108,11 +110,10 @@ class Tables:
     def _paths(self, manifest_id: str) -> list[Path]:
         return [folder / manifest_id for folder in self._folders]
 
-    async def _fetch(self, manifest_id: str) -> None:
+    async def _fetch(self, manifest_id: str, paths: Sequence[Path]) -> None:
         pause_s = _FIRST_PAUSE_S
         while True:
-            paths = tuple(map(str, self._paths(manifest_id)))
-            job = TableJob(self._pool.next_number(), manifest_id, paths)
+            job = TableJob(self._pool.next_number(), manifest_id, tuple(map(str, paths)))
             try:
                 await self._pool.ask(job, _TABLE_PRIORITY)
                 return

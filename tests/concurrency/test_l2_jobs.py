@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from cachefs.codec.compression import Compression
 from cachefs.codec.frame import encode_frame
 from cachefs.model.chunk import chunk_id
+from cachefs.tiers.breaker import Breaker
 from cachefs.tiers.jobs import ChunkJob, ChunksDone, Fetched, L2Report, Outcome, Wanted
 from cachefs.tiers.l2.background import Background
-from cachefs.tiers.l2.breaker import Breaker, Guarded
+from cachefs.tiers.l2.breaker import Guarded
 from cachefs.tiers.l2.counts import Counts
 from cachefs.tiers.l2.l2 import L2
 from tests.unit.tiers.l2.stand_in import StandIn

@@ -19,7 +19,8 @@ from cachefs.errors import (
     StoreUnavailableError,
 )
 from cachefs.tiers import stack as module
-from cachefs.tiers.jobs import ChunkJob, Failed, Outcome
+from cachefs.tiers.jobs import ChunkJob, ChunksDone, Failed, Fetched, Outcome
+from cachefs.tiers.pool import DEMAND
 from cachefs.tiers.stack import Stack
 from cachefs.units import KIB, MIB
 from tests.caches import HandPool, Plain, opened_cache, plain_chunk
@@ -131,7 +132,7 @@ async def test_jobs_are_in_the_order_of_packs_and_of_a_bounded_size(cache: Cache
         assert [len(job.wanted) for job in jobs] == [8, 8]  # an even share for each fetcher
         offsets = [wanted.offset for job in jobs for wanted in job.wanted]
         assert offsets == sorted(offsets)
-        assert all(priority == module.DEMAND for _, priority, _ in bench.pool.jobs)
+        assert all(priority == DEMAND for _, priority, _ in bench.pool.jobs)
         bench.land()
         assert not bench.ended
         bench.land()
@@ -235,6 +236,67 @@ async def test_an_outage_is_tried_again_with_growing_pauses_until_it_is_over(
     for number, pause_s in enumerate(pauses):
         expected_s = min(module._LONGEST_PAUSE_S, module._FIRST_PAUSE_S * 2**number)
         assert expected_s / 2 <= pause_s <= expected_s + 0.02
+
+
+async def test_no_pause_is_longer_than_half_of_the_time_left(
+    cache: Cache, autojump_clock: MockClock
+) -> None:
+    """However long the outage was, its end is seen by whoever still waits."""
+    async with at_work(cache) as bench:
+        deadline_s, left_s = trio.current_time() + 6, 6.0
+        bench.nursery.start_soon(bench._read_and_tell, (FIRST,), 6)
+        for _ in range(40):
+            await bench.asked()
+            left_s = deadline_s - trio.current_time()
+            if left_s < 0.2:
+                break
+            bench.pool.answer_all(Outcome.UNAVAILABLE, "away")
+            await bench.asked()
+            pause_s = left_s - (deadline_s - trio.current_time())
+            longest_s = min(module._LONGEST_PAUSE_S, max(module._FIRST_PAUSE_S, left_s / 2))
+            assert pause_s <= longest_s + 0.02
+        assert left_s < 0.2
+        bench.land()
+    assert bench.ended == [FIRST.data]
+
+
+async def test_what_a_job_failed_to_fetch_is_asked_for_again_in_one_job(
+    cache: Cache, autojump_clock: MockClock
+) -> None:
+    async with at_work(cache) as bench:
+        await bench.start(THIRD, FIRST, SECOND, wait_s=20)
+        [job] = bench.pool.chunk_jobs()
+        first = bench.pool.chunk_jobs()[0].wanted[0].chunk_id
+        assert len(job.wanted) == 3
+        unkept = Fetched(Outcome.UNKEPT, PLAINS[first].data)
+        away = Fetched(Outcome.UNAVAILABLE, message="away")
+        bench.pool.answer(ChunksDone(job.number, (unkept, away, away), 1, 0))
+        await bench.asked()
+        [again] = bench.pool.chunk_jobs()
+        assert [wanted.chunk_id for wanted in again.wanted] == [
+            wanted.chunk_id for wanted in job.wanted[1:]
+        ]
+        bench.land()
+    assert bench.ended == [THIRD.data + FIRST.data + SECOND.data]
+
+
+async def test_only_what_somebody_still_waits_for_is_asked_for_again(
+    cache: Cache, autojump_clock: MockClock
+) -> None:
+    async with at_work(cache) as bench:
+        await bench.start(FIRST, wait_s=20)
+        with trio.CancelScope() as scope:
+            bench.nursery.start_soon(_cancel_when_blocked, scope)
+            await bench.read(SECOND, THIRD)
+        await bench.start(THIRD, wait_s=20)
+        bench.pool.answer_all(Outcome.UNAVAILABLE, "away")
+        bench.pool.answer_all(Outcome.UNAVAILABLE, "away")
+        await trio.sleep(1)
+        wanted = [[one.chunk_id for one in job.wanted] for job in bench.pool.chunk_jobs()]
+        assert sorted(wanted) == sorted([[FIRST.ref.id], [THIRD.ref.id]])
+        bench.land()
+        bench.land()
+    assert sorted(map(str, bench.ended)) == sorted(map(str, [FIRST.data, THIRD.data]))
 
 
 async def test_an_outage_beyond_the_deadline_says_so_and_leaves_nothing(

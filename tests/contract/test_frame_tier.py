@@ -12,8 +12,9 @@ import pytest
 from cachefs.config import L2Section
 from cachefs.errors import TierError
 from cachefs.model.address import parse_l2_address
+from cachefs.tiers.breaker import Breaker
 from cachefs.tiers.l2.bounded import Bounded, Hedged
-from cachefs.tiers.l2.breaker import Breaker, CircuitBreaker
+from cachefs.tiers.l2.breaker import CircuitBreaker
 from cachefs.tiers.l2.build import open_tier
 from cachefs.tiers.l2.retry import Retrying
 from cachefs.tiers.l2.seam import FrameTier

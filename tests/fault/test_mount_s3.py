@@ -12,6 +12,7 @@ import pytest
 from cachefs.store.store import Store, create_store
 from tests.fault.test_mount_outage import fail_to_read, seconds
 from tests.mount.mounts import Mount, Mounts, read_direct, wait_for
+from tests.mount.reading import Reading, digest_of
 from tests.mount.samples import KIB, mixture, noise
 from tests.proxies.faults import Fault
 from tests.proxies.http_proxy import HttpProxy
@@ -139,6 +140,25 @@ def test_a_refusal_is_no_outage_and_nobody_waits_for_its_end(
     wait_for(lambda: cause in mount.log(), cause)
     proxy.script.stop()
     assert (read_direct(mount / "cold") == COLD) is True
+
+
+def test_a_refusal_is_eio_also_where_an_outage_is_waited_out(
+    mounts: Mounts, store: Store, proxy: HttpProxy
+) -> None:
+    options = f"s3_endpoint={proxy.endpoint},read_deadline=1,refresh=0.3,on_outage=hold"
+    mount = mounts(store.url).start(options)
+    read_piece(mount, 0)
+    for fault, _ in FINAL.values():
+        proxy.script.play_always(fault, is_pack)
+        assert seconds(lambda: fail_to_read(mount, "cold", CHUNK_BYTES)) < 1
+    proxy.script.play_always(Fault("status", status=503, code="SlowDown"), is_pack)
+    reader = Reading(mount / "cold", CHUNK_BYTES, CHUNK_BYTES)
+    try:
+        wait_for(lambda: mount.supervised()["lane"]["held"], "a read that is held")
+        proxy.script.stop()
+        assert reader.digest(5) == digest_of(piece(1))
+    finally:
+        reader.end()
 
 
 def test_the_server_is_gone_for_a_while(mount: Mount, proxy: HttpProxy) -> None:

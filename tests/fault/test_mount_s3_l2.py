@@ -53,7 +53,13 @@ def store(s3_url: str) -> Store:
 
 
 def start(
-    mounts: Mounts, store: Store, folder: Path, l2_port: int, s3_endpoint: str, name: str
+    mounts: Mounts,
+    store: Store,
+    folder: Path,
+    l2_port: int,
+    s3_endpoint: str,
+    name: str,
+    more: str = "prefetch",
 ) -> Mount:
     """Mount with one fetcher and an empty L1."""
     mount = mounts(store.url)
@@ -62,6 +68,7 @@ def start(
     pauses = "breaker_pause_s = 0.05\nbreaker_longest_pause_s = 0.2"
     config.write_text(f"[l2]\nurl = {json.dumps(url)}\n{pauses}\n")
     options = f"fetchers=1,s3_requests=4,s3_endpoint={s3_endpoint},read_deadline=10,refresh=60"
+    options += f",{more}"
     verb, *rest = mount.arguments(options)
     done = mount.command(verb, "--config", config, *rest)
     assert done.returncode == 0, (done.stderr, mount.log())
@@ -89,6 +96,7 @@ def test_jobs_beside_each_other_fill_l2_and_read_from_it(
 ) -> None:
     one = start(mounts, store, tmp_path, redis.port, s3_server.endpoint, "one")
     read_side_by_side(one, 0, CHUNKS)
+    wait_for(lambda: one.metrics()["l2_backfilled"] == CHUNKS, "the back-fill")
     one.check_idle()
     metrics = one.metrics()
     assert (metrics["l2_errors"], metrics["l2_corrupt"]) == (0, 0)
@@ -116,7 +124,8 @@ def test_an_l2_that_fails_costs_latency_and_is_used_again(
     s3_server: S3Server,
     kind: str,
 ) -> None:
-    mount = start(mounts, store, tmp_path, redis_proxy.port, s3_server.endpoint, "mount")
+    places = (redis_proxy.port, s3_server.endpoint, "mount")
+    mount = start(mounts, store, tmp_path, *places, "noprefetch")  # it counts what reads do
     read_side_by_side(mount, 0, 8)
     redis_proxy.faults = {"hung": Faults(hang=True), "refused": Faults(refuse=True)}[kind]
     read_side_by_side(mount, 8, 32)

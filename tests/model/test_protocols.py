@@ -4,18 +4,21 @@ import os
 
 import pytest
 
-from tests.model import images, segments, slots
+from tests.model import disk, images, segments, slots
 from tests.model.memory import Explorer
 
 DEPTH = int(os.environ.get("MODEL_DEPTH", "1"))
-"""`make model` looks deeper: more chunks one after the other, more daemons that die."""
+"""`make model` looks deeper: more chunks one after the other, or more daemons that die."""
+
+RUNS = [(chunks, deaths) for chunks in ("A", "BA") for deaths in range(DEPTH + 1)]
+RUNS += [("BABA", deaths) for deaths in range(DEPTH) if DEPTH > 1]
+"""Both at once would be 200,000 states a death, and then times twenty."""
 
 CHUNKS = ("A", "B", "mixed")
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
-@pytest.mark.parametrize("deaths", range(DEPTH + 1))
-@pytest.mark.parametrize("chunks", ["A", "BA" * DEPTH])
+@pytest.mark.parametrize(("chunks", "deaths"), RUNS)
 def test_a_slot_gives_the_chunk_or_nothing(chunk: str, chunks: str, deaths: int) -> None:
     explorer = slots.explorer(None, chunk, chunks, deaths)
     assert explorer.violation() is None
@@ -79,3 +82,17 @@ def test_a_segment_file_that_is_replaced(chunk: str) -> None:
 def test_each_mutation_of_the_replacement_is_found(wrong: segments.Wrong) -> None:
     found = [segments.explorer(wrong, chunk).violation() for chunk in ("A", "B")]
     assert any(found)
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+@pytest.mark.parametrize("chunks", ["A", "B"])
+def test_a_read_past_the_page_cache_gives_the_chunk_or_nothing(chunk: str, chunks: str) -> None:
+    explorer = disk.explorer(None, chunk, chunks, DEPTH - 1)
+    assert explorer.violation() is None
+    assert ((chunk, (chunk, chunk)) in explorer.accepted) == (chunk in "A" + chunks)
+
+
+@pytest.mark.parametrize("wrong", disk.Wrong)
+def test_each_mutation_of_a_read_past_the_page_cache_is_found(wrong: disk.Wrong) -> None:
+    runs = [("A", "A"), ("A", "B"), ("B", "B")]
+    assert any(disk.explorer(wrong, chunk, chunks, 0).violation() for chunk, chunks in runs)

@@ -20,7 +20,14 @@ from mount_helper import control, mounting, rundir
 CACHEFS = Path(sys.executable).with_name("cachefs")
 COMMAND_WAIT_S = 50.0
 DEADLINE_S = 30.0
-GAUGES = ("waiting_reads", "flights", "pinned_slots", "l2_queued_bytes", "l2_open_breakers")
+GAUGES = (
+    "waiting_reads",
+    "flights",
+    "pinned_slots",
+    "l2_queued_bytes",
+    "l2_open_breakers",
+    "ahead_jobs",
+)
 PAGE_BYTES = 4096
 
 
@@ -72,6 +79,8 @@ class Mount:
         self.mountpoint.mkdir(exist_ok=True)
         self.environment = {**os.environ, "CACHEFS_RUN_DIR": str(self.run_base)}
         self.foreground: subprocess.Popen[str] | None = None
+        self.launcher: list[str] = []
+        """What comes before each command."""
 
     def __truediv__(self, name: str) -> Path:
         return self.mountpoint / name
@@ -81,7 +90,7 @@ class Mount:
     def command(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """Run the real command with this mount's run folder."""
         return subprocess.run(
-            [CACHEFS, *arguments],
+            [*self.launcher, CACHEFS, *arguments],
             check=False,
             env=self.environment,
             cwd="/",
@@ -304,3 +313,32 @@ def made_mounts(folder: Path) -> Iterator[Mounts]:
         yield mounts
     finally:
         mounts.end()
+
+
+# ---- the lane ----
+
+
+def lane(mount: Mount, counter: str) -> int:
+    """Return what the lane has counted of reads."""
+    count: int = mount.supervised()["lane"]["reads"][counter]
+    return count
+
+
+def make_resident(mount: Mount, path: Path, data: bytes) -> None:
+    """Read until the lane answers all of it: it may be told of the first chunks a little late."""
+
+    def reads_by_hits_alone() -> bool:
+        before = lane(mount, "passed_reads")
+        assert read_direct(path) == data
+        return lane(mount, "passed_reads") == before
+
+    wait_for(reads_by_hits_alone, f"{path.name} to be all hits")
+
+
+def forget_pages(folder: Path) -> None:
+    """Leave nothing of L1's segments in the page cache."""
+    for path in folder.iterdir():
+        fd = os.open(path, os.O_RDWR)
+        os.fdatasync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)

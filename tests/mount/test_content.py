@@ -219,7 +219,7 @@ def test_extended_attributes(mounted: Mount, images: Images) -> None:
     values = dict(line.split("=") for line in told.splitlines() if "=" in line)
     assert set(values) == {
         f"user.cachefs.{name}"
-        for name in ("version", "resident_bytes", "stored_bytes", "chunk_size")
+        for name in ("version", "resident_bytes", "stored_bytes", "chunk_size", "pattern")
     }
     assert values["user.cachefs.version"] == '"1"'
     assert values["user.cachefs.chunk_size"] == '"65536"'

@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from cachefs.daemon.learning import read_model
 from tests.mount.mounts import Mount, Mounts, read_direct, wait_for
 from tests.stores import import_bytes, new_store
 
@@ -82,3 +83,22 @@ def test_a_mount_learns(mounts: Mounts, tmp_path: Path, data: bytes) -> None:
     assert "none yet" in mount.command("model", "show", mount.mountpoint).stdout
     assert mount.command("model", "import", mount.mountpoint, exported).returncode == 0
     assert "trees" in mount.command("model", "show", mount.mountpoint).stdout
+
+
+def test_kill_9_while_it_learns_leaves_a_model_or_none(
+    mounts: Mounts, tmp_path: Path, data: bytes
+) -> None:
+    """At any moment: of a training, of a save, of neither."""
+    store = new_store(tmp_path)
+    import_bytes(store, data, chunk_bytes=CHUNK)
+    mount = mounts(store.url).start("quota=2MiB")
+    assert policy(mount) == "ml"  # the default
+    path = mount.cache / f"model-{CHUNK}"
+    for round_ in range(2):
+        for seed in range(11):
+            read_at_random(mount / "image", data, 20 * round_ + seed, 500)
+        mount.kill_daemon_and_wait()
+        assert not path.exists() or read_model(path).trainings >= 1
+    read_at_random(mount / "image", data, 99)
+    mount.umount()
+    assert path.exists()

@@ -15,7 +15,16 @@ from pathlib import Path
 import pytest
 
 from tests.mount.fixtures import Images
-from tests.mount.mounts import Mount, Mounts, exists, read_direct, wait_for
+from tests.mount.mounts import (
+    Mount,
+    Mounts,
+    exists,
+    forget_pages,
+    lane,
+    make_resident,
+    read_direct,
+    wait_for,
+)
 from tests.mount.samples import KIB, MIB
 
 pytestmark = pytest.mark.mount
@@ -23,20 +32,6 @@ pytestmark = pytest.mark.mount
 STRESS_S = float(os.environ.get("CACHEFS_STRESS_S", "10"))
 """How long the stress under eviction runs; `make stress` runs it for a minute."""
 NAMES = ["4k/mixture", "64k/mixture", "64k/sparse", "1024k/mixture", "pattern"]
-
-
-def lane(mount: Mount, counter: str) -> int:
-    count: int = mount.supervised()["lane"]["reads"][counter]
-    return count
-
-
-def forget_pages(folder: Path) -> None:
-    """Leave nothing of L1's segments in the page cache."""
-    for path in folder.iterdir():
-        fd = os.open(path, os.O_RDWR)
-        os.fdatasync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(fd)
 
 
 @pytest.fixture
@@ -47,17 +42,6 @@ def mount(mounts: Mounts, images: Images) -> Mount:
 @pytest.fixture
 def image(images: Images) -> bytes:
     return images.data["64k/mixture"]
-
-
-def reads_by_hits_alone(mount: Mount, path: Path, data: bytes) -> bool:
-    before = lane(mount, "passed_reads")
-    assert read_direct(path) == data
-    return lane(mount, "passed_reads") == before
-
-
-def make_resident(mount: Mount, path: Path, data: bytes) -> None:
-    """Read until the lane answers all of it: it may be told of the first chunks a little late."""
-    wait_for(lambda: reads_by_hits_alone(mount, path, data), f"{path.name} to be all hits")
 
 
 @pytest.fixture
@@ -214,7 +198,7 @@ def under_comparison(
 
 @pytest.mark.slow
 @pytest.mark.timeout(60 + 3 * STRESS_S)
-@pytest.mark.parametrize("policy", ["2q", "lru"])
+@pytest.mark.parametrize("policy", ["2q", "lru", "ml"])
 def test_no_wrong_byte_while_slots_are_filled_and_emptied_as_fast_as_can_be(
     mounts: Mounts, images: Images, policy: str
 ) -> None:
@@ -251,6 +235,7 @@ def test_no_wrong_byte_when_the_index_is_lost_and_the_segments_are_made_again(
     under_comparison(mount, images, 4, lose_the_index)
     hits = lane(mount, "hits")
     data = images.data["64k/page"]
+    wait_for((mount / "64k/page").exists, "the store to be listed")
     for _ in range(2):
         assert read_direct(mount / "64k/page") == data
     wait_for(lambda: read_direct(mount / "64k/page") and lane(mount, "hits") > hits, "hits again")
@@ -308,7 +293,7 @@ def test_an_open_file_is_read_while_there_is_no_daemon(
     """Somebody else has the lock of the cache folder: every next daemon fails."""
     mount = mounts(images.store.url).start()
     path = mount / "64k/mixture"
-    assert read_direct(path) == image
+    make_resident(mount, path, image)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
     other = os.open(path, os.O_RDWR)  # reads of it never come from the page cache
     lock = os.open(mount.cache / "lock", os.O_RDWR)

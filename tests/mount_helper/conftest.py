@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from mount_helper import control, mounting, rundir
+from tests.mount.fixtures import short_path
 from tests.mount_helper import tiny_daemon
+
+__all__ = ["short_path"]
 
 REPOSITORY = Path(__file__).parents[2]
 DEADLINE_S = 30.0
@@ -146,8 +149,8 @@ class TinyMount:
 
 
 @pytest.fixture
-def tiny_mount(tmp_path: Path) -> Iterator[TinyMount]:
-    mount = TinyMount(tmp_path)
+def tiny_mount(short_path: Path) -> Iterator[TinyMount]:
+    mount = TinyMount(short_path)
     try:
         yield mount
     finally:

@@ -1,24 +1,27 @@
-"""The extension module under the address sanitizer: what module.c and board.c do for Python."""
+"""The extension module under sanitizers: what module.c and board.c do for Python."""
 
-import os
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
-from tests.mount_helper.native.build import HERE, MOUNT_HELPER, build
+import pytest
+
+from tests.mount_helper.native.build import ENVIRONMENT, HERE, MOUNT_HELPER, build
 
 PROGRAM = HERE / "extension_run.py"
 
 
-def test_the_module_under_the_address_sanitizer(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sanitizer", "library"), [("address", "asan"), ("thread", "tsan")])
+def test_the_module_under_a_sanitizer(tmp_path: Path, sanitizer: str, library: str) -> None:
     include = sysconfig.get_path("include")
     sources = sorted(MOUNT_HELPER.glob("*.c"))
-    module = build(tmp_path, "address", sources, "-shared", "-fPIC", "-isystem", include)
-    library = subprocess.check_output(["cc", "-print-file-name=libasan.so"], text=True).strip()
+    module = build(tmp_path, sanitizer, sources, "-shared", "-fPIC", "-isystem", include)
+    command = ["cc", f"-print-file-name=lib{library}.so"]
+    runtime = subprocess.check_output(command, text=True).strip()
     environment = {
-        **os.environ,
-        "LD_PRELOAD": str(Path(library).resolve()),
+        **ENVIRONMENT,
+        "LD_PRELOAD": str(Path(runtime).resolve()),
         "PYTHONMALLOC": "malloc",
         "PYTHONPATH": str(MOUNT_HELPER.parent),
         "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own; lane_fuzz looks for the lane's

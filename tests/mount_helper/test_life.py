@@ -25,7 +25,7 @@ def test_reads_and_status(tiny_mount: TinyMount) -> None:
     assert status["source"] == "file:///a,b c"
     assert status["state"] == "serving"
     assert tiny_mount.part("daemon")["restarts"] == 0
-    assert tiny_mount.lane("kept") == 0
+    wait_for(lambda: tiny_mount.lane("kept") == 0, "the reply to the last release")
     assert tiny_mount.starts() == ["fresh"]
     state = json.loads((tiny_mount.folder / "state.json").read_text(encoding="utf-8"))
     assert state["state"] == "serving"

@@ -20,6 +20,8 @@ import trio
 
 from cachefs.fuse.reads import Reads
 from cachefs.fuse.replies import Replies
+from cachefs.tiers.board import Board
+from mount_helper._lane import HOLD_ERROR
 
 FILES = {2: (b"data", 8 << 20), 3: (b"small", 100)}
 PATTERN_BYTES = 1 << 20
@@ -47,6 +49,7 @@ class Tiny(pyfuse3.Operations):
         self.value = value
         self.channel: socket.socket | None = None
         """Of reads."""
+        self.started_s = time.monotonic()
 
     async def getattr(
         self, inode: int, ctx: pyfuse3.RequestContext | None = None
@@ -97,7 +100,9 @@ class Tiny(pyfuse3.Operations):
             await trio.sleep(self.value)
         if self.mode == "dies-at-reads":
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.mode == "hang":
+        if self.mode.endswith("holds") and time.monotonic() < self.started_s + self.value:
+            raise pyfuse3.FUSEError(HOLD_ERROR)
+        if self.mode in {"hang", "hang-held"}:
             await trio.sleep_forever()
         if self.mode == "dies-after":
             self.value -= 1
@@ -178,8 +183,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 7
     if options.mode == "never-ready":
         time.sleep(3600)
-    if options.mode == "dies-at-restart" and options.start == "restart":
+    if options.mode in {"dies-at-restart", "hang-held"} and options.start == "restart":
         return 9
+    if options.mode == "hang-held":
+        Board(options.board_fd, lambda *_: None, serves_hits=False).place(
+            2, 8 << 20, 4096, holds=True
+        )
     operations = Tiny(options.mode, options.value, is_fresh=options.start == "fresh")
     pyfuse3.init(operations, f"/dev/fd/{options.fuse_fd}", set())
     if options.mode == "dies-before-init" and options.start == "fresh":

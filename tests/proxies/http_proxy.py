@@ -1,7 +1,10 @@
 """A fault proxy that reads HTTP: one call a request, its name the request line."""
 
+import contextlib
 import re
 import socket
+import threading
+from collections.abc import Iterator
 
 from tests.proxies.faults import Fault
 from tests.proxies.proxy import Answer, TcpProxy, flipped, receive_some
@@ -11,10 +14,17 @@ _ERROR = '<?xml version="1.0"?>\n<Error><Code>{code}</Code><Message>no</Message>
 
 
 class HttpProxy(TcpProxy):
-    """Before an HTTP server. `heads`: of all requests, in small letters."""
+    """Before an HTTP server.
+
+    `heads`: of all requests, in small letters. `most_at_once`: requests that were under way at the
+    same time, at most, since somebody set it to 0.
+    """
 
     def __init__(self, upstream: tuple[str, int]) -> None:
         self.heads: list[str] = []
+        self.most_at_once = 0
+        self._at_once = 0
+        self._counting = threading.Lock()
         super().__init__(upstream)
 
     @property
@@ -33,11 +43,23 @@ class HttpProxy(TcpProxy):
                 client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
                 head = re.sub(rb"(?im)^expect:.*\r\n", b"", head)
             body = from_client.body(head)
-            if fault.kind in {"status", "error_body"}:
-                self._answer_in_its_place(client, call, fault)
-                continue
-            server.sendall(head + body)
-            self._pass_answer(client, from_server, call, fault)
+            with self._counted():
+                if fault.kind in {"status", "error_body"}:
+                    self._answer_in_its_place(client, call, fault)
+                    continue
+                server.sendall(head + body)
+                self._pass_answer(client, from_server, call, fault)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._counting:
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._at_once -= 1
 
     def _pass_answer(
         self, client: socket.socket, from_server: "_Input", call: str, fault: Fault

@@ -27,10 +27,15 @@ class EndedError(Exception):
 
 
 class TcpProxy:
-    """Listens on a port of its own; runs until `close`."""
+    """Listens on a port of its own; runs until `close`.
+
+    `bytes_per_s`: all answers together pass at most so fast, as over one link; None: as they come.
+    """
 
     def __init__(self, upstream: tuple[str, int]) -> None:
         self.script = Script()
+        self.bytes_per_s: float | None = None
+        self._link_free_s = 0.0
         self.connections = 0
         self._upstream = upstream
         self._ending = threading.Event()
@@ -95,6 +100,16 @@ class TcpProxy:
         """Wait, or end with the proxy."""
         if self._ending.wait(wait_s):
             raise EndedError
+
+    def pass_over_link(self, size_bytes: int) -> None:
+        """Wait until the link has passed so many bytes."""
+        if not self.bytes_per_s:
+            return
+        with self._lock:
+            begin_s = max(time.monotonic(), self._link_free_s)
+            self._link_free_s = begin_s + size_bytes / self.bytes_per_s
+            wait_s = self._link_free_s - time.monotonic()
+        self.pause(wait_s)
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
@@ -177,6 +192,7 @@ class Answer:
     def _send_paced(self, data: bytes) -> None:
         for at in range(0, len(data), _PIECE_BYTES):
             piece = data[at : at + _PIECE_BYTES]
+            self._proxy.pass_over_link(len(piece))
             begun_s = time.monotonic()
             self._client.sendall(piece)
             self._sent_bytes += len(piece)

@@ -25,8 +25,16 @@ def section_of(name: str) -> str:
     return found[0]
 
 
+def parameters_of(command: click.Command) -> Iterator[click.Parameter]:
+    yield from command.params
+    if isinstance(command, click.Group):
+        for name, part in command.commands.items():
+            if name not in COMMANDS:  # one that is a command by itself has a section of its own
+                yield from parameters_of(part)
+
+
 def options_of(command: click.Command) -> Iterator[str]:
-    for parameter in command.params:
+    for parameter in parameters_of(command):
         if isinstance(parameter, click.Option):
             yield next(
                 (name for name in parameter.opts if name.startswith("--")), parameter.opts[0]
@@ -41,7 +49,7 @@ def test_a_command_is_documented(name: str) -> None:
     for argument in (entry for entry in command.params if isinstance(entry, click.Argument)):
         assert argument.make_metavar(click.Context(command)) in section.splitlines()[0]
     documented = set(re.findall(r"`(-[-a-z]+)", section))
-    known = {name for parameter in command.params for name in parameter.opts}
+    known = {name for parameter in parameters_of(command) for name in parameter.opts}
     assert documented <= known, f"{name} has no {documented - known}"
 
 

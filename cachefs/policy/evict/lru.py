@@ -8,6 +8,9 @@ import numpy.typing as npt
 from cachefs.policy.evict.order import LAST_TICK, Order, Ticks
 from cachefs.policy.evict.seam import UNKNOWN, Arrival, Keep, Slots
 
+Keys = npt.NDArray[np.uint64]
+"""(slots,): the key of the chunk in each."""
+
 FEW = 12
 """Under so many slots a loop is faster than numpy."""
 
@@ -30,6 +33,16 @@ class Lru:
     def insert_many(self, slots: Slots) -> None:
         """See EvictionPolicy."""
         self._used.put_many(slots)
+
+    def inherit(self, stamps: npt.NDArray[np.uint32], keys: Keys, main_share: float) -> None:
+        """Go on from another policy, with the order of use and the keys of all slots.
+
+        `main_share`: of the occupied slots, the part that this policy would have had time to find
+        worth keeping, if it had ruled before.
+        """
+        self.grow(len(stamps))
+        self.insert_many(np.flatnonzero(stamps))
+        self.restore(stamps)
 
     def touch(self, slot: int) -> None:
         """See EvictionPolicy."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 
 from cachefs.policy.evict.arc import Arc
 from cachefs.policy.evict.lfu import Lfu
 from cachefs.policy.evict.lru import Lru
 from cachefs.policy.evict.ml.learned import Learned
-from cachefs.policy.evict.ml.models import Logistic, Trees
 from cachefs.policy.evict.order import Ticks
 from cachefs.policy.evict.s3fifo import S3Fifo
 from cachefs.policy.evict.sieve import Sieve
@@ -30,10 +28,7 @@ POLICIES = (*STATIC, "ml")
 
 
 def make_policy(name: str, ticks: Ticks, seed: int = 0) -> Lru:
-    """Return a new policy by its name, one of POLICIES; `seed` is for what `ml` draws.
-
-    Without LightGBM `ml` learns by logistic regression, which closes less of the gap.
-    """
+    """Return a new policy by its name, one of POLICIES; `seed` is for what `ml` draws."""
     if name == "ml":
-        return Learned(ticks, seed, Trees if find_spec("lightgbm") else Logistic)
+        return Learned(ticks, seed)
     return STATIC[name](ticks)

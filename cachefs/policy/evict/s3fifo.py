@@ -9,9 +9,10 @@ from __future__ import annotations
 from array import array
 
 import numpy as np
+import numpy.typing as npt
 
 from cachefs.policy.evict.ghosts import Ghosts
-from cachefs.policy.evict.lru import FEW, Lru
+from cachefs.policy.evict.lru import FEW, Keys, Lru
 from cachefs.policy.evict.order import Order, Ticks
 from cachefs.policy.evict.seam import UNKNOWN, Arrival, Keep, Slots
 
@@ -63,6 +64,11 @@ class S3Fifo(Lru):
         np.frombuffer(self._keys, np.uint64)[slots] = 0
         np.frombuffer(self._uses, np.uint8)[slots] = 0
 
+    def inherit(self, stamps: npt.NDArray[np.uint32], keys: Keys, main_share: float) -> None:
+        """See Lru. All is in the main queue, as when this policy fills an empty cache."""
+        super().inherit(stamps, keys, main_share)
+        np.frombuffer(self._keys, np.uint64)[:] = keys
+
     def touch(self, slot: int) -> None:
         """See EvictionPolicy."""
         if slot not in self._used:
@@ -87,7 +93,8 @@ class S3Fifo(Lru):
         """See EvictionPolicy."""
         chosen: list[int] = []
         self._has_evicted = True
-        patience = 2 * self._used.count  # enough for all to be looked at and found to be kept
+        # Enough to come to those that were used most often, while the others are kept.
+        patience = (_MOST_USES + 2) * self._used.count
         while len(chosen) < count and patience > 0 and self._used.count:
             small = int(_SMALL_SHARE * self._used.count)
             is_main = self._main.count > self._used.count - small or not self._small.count

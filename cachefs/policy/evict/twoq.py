@@ -9,9 +9,10 @@ from __future__ import annotations
 from array import array
 
 import numpy as np
+import numpy.typing as npt
 
 from cachefs.policy.evict.ghosts import Ghosts
-from cachefs.policy.evict.lru import FEW, Lru
+from cachefs.policy.evict.lru import FEW, Keys, Lru
 from cachefs.policy.evict.order import Order, Ticks
 from cachefs.policy.evict.seam import UNKNOWN, Arrival, Keep, Slots
 
@@ -51,6 +52,18 @@ class TwoQ(Lru):
         super().insert_many(slots)
         self._main.put_many(slots)
         np.frombuffer(self._keys, np.uint64)[slots] = 0
+
+    def inherit(self, stamps: npt.NDArray[np.uint32], keys: Keys, main_share: float) -> None:
+        """See Lru. What is in the LRU part leaves it only for what came back: never too much."""
+        super().inherit(stamps, keys, main_share)
+        np.frombuffer(self._keys, np.uint64)[:] = keys
+        occupied = np.flatnonzero(stamps)
+        new = len(occupied) - int(main_share * len(occupied))
+        if new:
+            is_new = np.zeros(len(stamps), np.bool_)
+            is_new[occupied[np.argpartition(stamps[occupied], new - 1)[:new]]] = True
+            self._in.replace(np.where(is_new, stamps, 0).astype(np.uint32))
+            self._main.replace(np.where(is_new, 0, stamps).astype(np.uint32))
 
     def touch(self, slot: int) -> None:
         """See EvictionPolicy."""

@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from cachefs.codec.frame import decode_frame
 from cachefs.errors import TierError
 from cachefs.model.chunk import chunk_id
+from cachefs.tiers.breaker import State
 from cachefs.tiers.jobs import Leaving
-from cachefs.tiers.l2.breaker import BypassedError, Guarded, State
+from cachefs.tiers.l2.breaker import BypassedError, Guarded
 from cachefs.tiers.l2.counts import READING, WRITING, Counts
 from cachefs.units import MIB
 

@@ -8,9 +8,10 @@ from cachefs.codec.compression import parse_compression
 from cachefs.config import L2Section
 from cachefs.errors import UsageError
 from cachefs.model.address import L2Address, parse_l2_address
+from cachefs.tiers.breaker import Breaker
 from cachefs.tiers.l2.background import Background
 from cachefs.tiers.l2.bounded import Bounded, Hedged
-from cachefs.tiers.l2.breaker import Breaker, CircuitBreaker, Guarded
+from cachefs.tiers.l2.breaker import CircuitBreaker, Guarded
 from cachefs.tiers.l2.counts import Counts
 from cachefs.tiers.l2.credentials import Credentials
 from cachefs.tiers.l2.l2 import L2

@@ -6,16 +6,20 @@ id. What fails that is missing, is fetched from the store, and is written over.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 
 from cachefs.errors import TierError
+from cachefs.tiers.breaker import Breaker, State
 from cachefs.tiers.jobs import ChunkJob, ChunksDone, Fetched, L2Report, Leaving, Outcome, Wanted
 from cachefs.tiers.l2.background import Background
 from cachefs.tiers.l2.bounded import Hedged
-from cachefs.tiers.l2.breaker import Breaker, BypassedError, State
+from cachefs.tiers.l2.breaker import BypassedError
 from cachefs.tiers.l2.counts import READING, Counts
 from cachefs.tiers.l2.seam import FrameTier
+
+logger = logging.getLogger(__name__)
 
 Land = Callable[[Wanted, memoryview], Fetched]
 FetchFromStore = Callable[[ChunkJob], ChunksDone]
@@ -80,10 +84,10 @@ class L2:
                 corrupt.add(wanted.chunk_id)
         self._counts.add("l2_corrupt", len(corrupt))
         rest = [index for index, result in enumerate(fetched) if result is None]
-        requests = frame_bytes = 0
+        requests = frame_bytes = bypassed = 0
         if rest:
             done = fetch_from_store(ChunkJob(job.number, tuple(job.wanted[i] for i in rest)))
-            requests, frame_bytes = done.requests, done.frame_bytes
+            requests, frame_bytes, bypassed = done.requests, done.frame_bytes, done.bypassed
             for index, result in zip(rest, done.fetched, strict=True):
                 fetched[index] = result
                 if result.outcome in _LANDED:
@@ -93,7 +97,7 @@ class L2:
         self._job.offered.clear()
         self.report()
         answers = tuple(result for result in fetched if result is not None)
-        return ChunksDone(job.number, answers, requests, frame_bytes)
+        return ChunksDone(job.number, answers, requests, frame_bytes, bypassed)
 
     def offer(self, wanted: Wanted, frame: memoryview) -> None:
         """Take note of a frame that came from the store for the job that this thread does."""
@@ -104,6 +108,21 @@ class L2:
         if self._job.behind:
             self._background.add(self._job.behind)
             self._job.behind = []
+
+    def value(self, key: bytes) -> bytes | None:
+        """Return what is kept under a key that is no chunk's, None if nothing is or L2 fails."""
+        try:
+            return self._tier.get([key], self._wait_s)[0]
+        except TierError as error:
+            logger.debug("L2 does not say: %s", error)
+            return None
+
+    def keep_value(self, key: bytes, value: bytes) -> None:
+        """Keep something that is no frame under a key that is no chunk's; it may be lost."""
+        try:
+            self._tier.put({key: value}, self._wait_s)
+        except TierError as error:
+            logger.debug("L2 does not keep it: %s", error)
 
     def demote(self, leaving: Sequence[Leaving]) -> None:
         """See to it that L2 has these chunks, some time soon."""

@@ -1,7 +1,9 @@
 /*
  * The lane on a kernel, daemons and an L1 that are played here: random requests, lies and deaths.
  *
- *      lane_fuzz SECONDS SEED
+ *      lane_fuzz SECONDS SEED [threads]
+ *
+ * With `threads` the kernel has no asynchronous reads. Built with -Dsyscall=played_syscall, for the system calls of disk.c.
  *
  * The lane (lane.c, hits.c, kept.c, without Python) reads requests from a socket instead of /dev/fuse. Checked is:
  *  - the lane answers each request once, if it can be answered (or a daemon has answered the kernel itself), else never;
@@ -13,13 +15,20 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/aio_abi.h>
 #include <poll.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
+
+#undef syscall
+long syscall(long number, ...);
+long played_syscall(long number, ...);
 
 #define FILE_BYTES 65436ULL /* of every file: 16 chunks, the last one not full */
 #define CHUNK_BYTES 4096
@@ -31,6 +40,7 @@
 #define HEADER sizeof(struct fuse_in_header)
 #define READ_BYTES (HEADER + sizeof(struct fuse_read_in))
 #define LATE_MOST 8
+#define CACHESTAT 451
 
 enum expected { ONCE, MAYBE, NEVER };
 
@@ -52,6 +62,9 @@ static int kernel_fd;
 static struct sent *sent;
 static atomic_uint sent_count, open_count, wrong, deaths;
 static atomic_bool stop, is_over;
+static bool has_no_aio;
+static atomic_uint faults, disk_random;
+static pthread_mutex_t submitting = PTHREAD_MUTEX_INITIALIZER;
 
 static uint64_t next_random(uint64_t *state) {
     *state ^= *state << 13;
@@ -88,6 +101,70 @@ static int new_pair(int *other) {
     return pair[0];
 }
 
+/* ---- The kernel: its disk ---- */
+
+static uint32_t disk_chance(uint32_t of) {
+    uint32_t value = atomic_fetch_add(&disk_random, 0x9E3779B9u) * 0x85EBCA6Bu;
+    return (value >> 13) % of;
+}
+
+/* Reads fail, are short or late; what is in memory nobody knows. */
+static long spoil(struct io_event *events, long count) {
+    pthread_mutex_lock(&submitting); /* for the thread sanitizer: what submit has written was written before */
+    pthread_mutex_unlock(&submitting);
+    for (long i = 0; i < count; i++) {
+        uint32_t chance = disk_chance(16);
+        if (chance == 0)
+            events[i].res = -EIO;
+        else if (chance == 1)
+            events[i].res = -EAGAIN;
+        else if (chance == 2)
+            events[i].res /= 2;
+        atomic_fetch_add(&faults, chance < 3);
+    }
+    if (disk_chance(4) == 0)
+        usleep(disk_chance(2000));
+    return count;
+}
+
+static long submit(unsigned long context, long count, struct iocb **blocks) {
+    uint32_t chance = disk_chance(32);
+    if (chance == 0) {
+        errno = EAGAIN;
+        return -1;
+    }
+    pthread_mutex_lock(&submitting);
+    for (long i = 0; i < count; i++)
+        blocks[i]->aio_rw_flags = 0; /* it would refuse most: what is read here has just been written */
+    pthread_mutex_unlock(&submitting);
+    return syscall(SYS_io_submit, context, chance == 1 && count > 1 ? count - 1 : count, blocks);
+}
+
+long played_syscall(long number, ...) {
+    va_list list;
+    long argument[5];
+    va_start(list, number);
+    for (int i = 0; i < 5; i++)
+        argument[i] = va_arg(list, long);
+    va_end(list);
+    if (number == SYS_io_setup && has_no_aio) {
+        errno = EPERM;
+        return -1;
+    }
+    if (number == CACHESTAT && (int)argument[0] < 0) {
+        errno = EBADF;
+        return -1;
+    }
+    if (number == CACHESTAT) {
+        memset((void *)argument[2], disk_chance(2) ? 0 : 0x7f, 5 * sizeof(uint64_t));
+        return 0;
+    }
+    if (number == SYS_io_submit)
+        return submit((unsigned long)argument[0], argument[1], (struct iocb **)argument[2]);
+    long result = syscall(number, argument[0], argument[1], argument[2], argument[3], argument[4]);
+    return number == SYS_io_getevents ? spoil((struct io_event *)argument[3], result) : result;
+}
+
 /* ---- The kernel: answers ---- */
 
 static struct sent *find_sent(uint64_t unique) {
@@ -117,6 +194,8 @@ static void take_answer(const struct fuse_out_header *reply, bool is_by_lane) {
             say_wrong("answer to an INTERRUPT", reply->unique);
         return;
     }
+    if (reply->error == -HOLD_ERROR)
+        return say_wrong("the kernel was told to hold", reply->unique);
     if (!request)
         return say_wrong("answer to nothing", reply->unique);
     uint32_t before = atomic_fetch_add(is_by_lane ? &request->by_lane : &request->by_daemon, 1);
@@ -202,6 +281,8 @@ static size_t make_read(unsigned char *message, uint64_t *random) {
     request->opcode = FUSE_READ;
     request->nodeid = is_wild ? wild(random) : next_random(random) % 4 ? IMAGE : 3;
     read->offset = is_wild ? wild(random) : next_random(random) % (FILE_BYTES + 5000);
+    if (!is_wild && next_random(random) % 2)
+        read->offset &= ~4095ULL;
     if (is_wild)
         read->size = (uint32_t)wild(random);
     else
@@ -354,6 +435,10 @@ static bool serve_reads(struct daemon_player *self) {
             say_wrong("read that cannot be", reads[i].unique);
         if (mood == 0)
             continue; /* never */
+        if (mood >= 10 && mood < 16) { /* the store is away: the lane is to ask again */
+            answered[count++] = reads[i].unique | 1;
+            continue;
+        }
         self->reply->header = (struct fuse_out_header){.len = sizeof self->reply->header, .unique = reads[i].unique};
         if (mood == 1)
             self->reply->header.error = -EIO;
@@ -400,6 +485,10 @@ static void serve_one(struct daemon_player *self, const unsigned char *message, 
         *late = (struct fuse_out_header){.len = sizeof now, .error = -EIO, .unique = now.unique};
         if (!self->reply->header.unique)
             return;
+    }
+    if (mood == 28) { /* the store is away: the lane is to ask again */
+        self->reply->header.len = sizeof self->reply->header;
+        self->reply->header.error = -HOLD_ERROR;
     }
     say(self, self->reply->header.len);
     if (mood == 27) /* twice */
@@ -523,7 +612,7 @@ static void *slots_loop(void *argument) {
                 abort();
             set_image(IMAGE);
         }
-        if (count % 512 == 0 && fdatasync(fd) == 0)
+        if (count % 128 == 0 && fdatasync(fd) == 0)
             posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
         uint32_t slot = next_random(&self->random) % SLOTS;
         board_empty(board_slot(board, slot));
@@ -582,6 +671,8 @@ static void check_end(void) {
 int main(int count, char **arguments) {
     double seconds = count > 1 ? atof(arguments[1]) : 2;
     uint64_t seed = count > 2 ? strtoull(arguments[2], NULL, 10) : 1;
+    has_no_aio = count > 3;
+    atomic_store(&disk_random, (uint32_t)seed);
     struct thread answers, requests, daemons, slots;
     set_up();
     start(&answers, answers_loop, seed);
@@ -597,16 +688,24 @@ int main(int count, char **arguments) {
     pthread_join(daemons.thread, NULL);
     pthread_join(slots.thread, NULL);
     pthread_join(answers.thread, NULL);
-    unsigned long long hits = 0, changed = 0, on_disk = 0;
+    unsigned long long hits = 0, changed = 0, on_disk = 0, passed = 0, reasons = 0;
     for (int i = 0; i < BOARD_THREADS; i++) {
+        passed += atomic_load(&board->counters[i].value[COUNTER_passed_reads]);
+        for (int reason = COUNTER_unknown_image; reason <= COUNTER_disk_busy; reason++)
+            reasons += atomic_load(&board->counters[i].value[reason]);
         hits += atomic_load(&board->counters[i].value[COUNTER_hits]);
         changed += atomic_load(&board->counters[i].value[COUNTER_changed]);
         on_disk += atomic_load(&board->counters[i].value[COUNTER_disk_reads]);
     }
-    printf("requests %u, hits %llu, changed %llu, from disk %llu, deaths %u, malformed %llu\n",
-           atomic_load(&sent_count), hits, changed, on_disk, atomic_load(&deaths),
-           (unsigned long long)atomic_load(&lane->count.requests_malformed));
-    if (!hits || !atomic_load(&deaths))
+    unsigned long long given_back = atomic_load(&lane->count.given_back);
+    printf("requests %u, hits %llu, changed %llu, from disk %llu, past the page cache %llu, deaths %u, given back %llu, "
+           "malformed %llu\n",
+           atomic_load(&sent_count), hits, changed, on_disk, atomic_load(&lane->count.disk_direct), atomic_load(&deaths),
+           given_back, (unsigned long long)atomic_load(&lane->count.requests_malformed));
+    if (passed != reasons)
+        say_wrong("reads were passed on without a reason, or the other way round", 0);
+    bool is_on_disk = atomic_load(&lane->count.disk_direct) && atomic_load(&faults);
+    if (!hits || !given_back || lane->kept.held || !atomic_load(&deaths) || (has_no_aio ? !on_disk : !is_on_disk))
         say_wrong("too little happened", 0);
     lane_close(lane);
     close(kernel_fd);

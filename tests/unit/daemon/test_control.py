@@ -119,7 +119,8 @@ async def test_errors_of_commands_are_answers(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with served(tmp_path / "socket") as path:
-        assert await ask(path, b'{"command": "unavailable"}\n') == {"error": "the store is away"}
+        told = await ask(path, b'{"command": "unavailable"}\n')
+        assert told == {"error": "the store is away", "exit_code": 4}
         assert await ask(path, b'{"command": "broken"}\n') == {"error": "ZeroDivisionError: oh"}
         assert "command broken failed" in caplog.messages
 

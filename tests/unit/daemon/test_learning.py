@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,6 +159,7 @@ async def test_a_training_that_fails_leaves_the_old_model(
 
 WRITER = """
 import sys
+import threading
 from pathlib import Path
 from tests.unit.daemon.test_learning import some_model
 from cachefs.daemon.learning import write_model
@@ -180,3 +182,44 @@ def test_kill_9_while_saving_leaves_a_whole_model(tmp_path: Path) -> None:
             time.sleep(0.02 + 0.013 * round_)
             writer.send_signal(signal.SIGKILL)
         assert read_model(path).trainings >= 0
+
+
+@pytest.mark.parametrize(
+    "missing", [ImportError("No module named 'lightgbm'"), OSError("libgomp.so.1: no such file")]
+)
+async def test_without_lightgbm_it_learns_by_logistic_regression(
+    cache: Cache,
+    missing: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(*_: object) -> None:
+        raise missing
+
+    monkeypatch.setattr("cachefs.policy.evict.ml.models.Trees.train", broken)
+    await trained(cache)
+    assert policy_of(cache).what_it_does()["model"] == "logistic"
+    assert caplog.text.count("learns by logistic regression") == 1
+    assert str(missing) in caplog.text
+
+
+async def test_training_does_not_hold_up_the_loop(cache: Cache) -> None:
+    """Hits are answered on the loop while a thread trains."""
+    await warm(cache)
+    learning, policy = Learning(cache), policy_of(cache)
+    longest, began = 0.0, threading.Event()
+
+    def slowly() -> Any:
+        began.set()
+        time.sleep(0.3)  # as LightGBM does, without the GIL
+        return some_model().model
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(learning._train, policy, slowly)
+        while policy.model is None:
+            before = time.perf_counter()
+            await trio.sleep(0.001)
+            if began.is_set():
+                longest = max(longest, time.perf_counter() - before)
+    assert policy.what_it_does()["trainings"] == 1
+    assert longest < 0.2

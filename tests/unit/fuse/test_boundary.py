@@ -1,5 +1,6 @@
 import errno
 
+import lmdb
 import pyfuse3
 import pytest
 import trio
@@ -69,3 +70,10 @@ async def test_a_fault_of_ours_is_logged_with_its_traceback(
     [record] = caplog.records
     assert record.exc_info is not None
     assert record.getMessage() == "read failed"
+
+
+async def test_an_index_that_is_gone_for_good_is_no_answer() -> None:
+    """The daemon is about to end; what it has not answered the next one will."""
+    with trio.move_on_after(0.05) as scope:
+        await read(lmdb.PanicError("environment had fatal error"))
+    assert scope.cancelled_caught

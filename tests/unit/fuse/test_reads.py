@@ -18,7 +18,7 @@ from cachefs.fuse.replies import Replies
 from mount_helper import _lane
 
 HEADER = struct.Struct("=IiQ")
-HIT, MISS, BAD = 1, 2, 3
+HIT, MISS, BAD, HELD = 1, 2, 3, 4
 
 
 def passed(unique: int, inode: int = HIT, offset: int = 0, size: int = 100) -> bytes:
@@ -50,8 +50,8 @@ class Lane:
 
     async def _long(self, inode: int, offset: int, size: int) -> bytes:
         await self.release.wait()
-        if inode == BAD:
-            raise pyfuse3.FUSEError(errno.EIO)
+        if inode in {BAD, HELD}:
+            raise pyfuse3.FUSEError(errno.EIO if inode == BAD else _lane.HOLD_ERROR)
         return content(inode, offset, size)
 
     def answers(self) -> dict[int, bytes | int]:
@@ -116,6 +116,15 @@ async def test_a_read_that_waits_does_not_hold_back_hits(lane: Lane) -> None:
         assert lane.answers()[2] == content(MISS, 0, 100)
         assert lane.answers()[6] == errno.EIO
         assert sorted(lane.told()) == [2, 6]
+
+
+async def test_a_read_that_is_given_back_is_no_answer_to_the_kernel(lane: Lane) -> None:
+    lane.release.set()
+    async with running(lane):
+        lane.socket.send(passed(2, HELD) + passed(4, HIT))
+        await settle()
+        assert sorted(lane.answers()) == [4]
+        assert sorted(lane.told()) == [3, 4]
 
 
 async def test_more_reads_than_may_wait_are_left_in_the_lane(

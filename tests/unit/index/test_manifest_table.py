@@ -216,13 +216,13 @@ def _fail(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_a_disk_that_cannot_read_is_not_a_damaged_table(
+def test_a_table_on_a_disk_that_cannot_read_is_to_be_fetched_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_table(manifest_of([0], 1), tmp_path / "table")
     table = ManifestTable(tmp_path / "table", PageCache(MIB))
     monkeypatch.setattr(os, "pread", _fail)
-    with pytest.raises(CacheError, match="cannot read"):
+    with pytest.raises(TableDamagedError, match="cannot read"):
         table.chunk(0)
     table.close()
 

@@ -6,14 +6,17 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cachefs.policy.evict.ml import samples as samples_module
-from cachefs.policy.evict.ml.guard import EXPERTS, MODEL, Guard
+from cachefs.policy.evict.ml.guard import EXPERTS, FIRST, MODEL, Guard
 from cachefs.policy.evict.ml.learned import Learned
 from cachefs.policy.evict.ml.memory import FEATURES, Features, Memory
 from cachefs.policy.evict.ml.models import Logistic, Model, Trees, load, soft_labels
+from cachefs.policy.evict.ml.past import Past
+from cachefs.policy.evict.ml.places import Places
+from cachefs.policy.evict.ml.rows import ROW
 from cachefs.policy.evict.ml.samples import Samples
 from cachefs.policy.evict.ml.saved import Saved, restored, saved
 from cachefs.policy.evict.names import make_policy
@@ -21,6 +24,17 @@ from cachefs.policy.evict.order import Ticks
 from cachefs.policy.evict.seam import Arrival
 from cachefs.simulate.accesses import SPAN, Accesses, numbered
 from cachefs.simulate.replay import belady, gap_closed, replay
+
+
+def new_memory(slots: int) -> Memory:
+    memory = Memory(Past(), Places())
+    memory.grow(slots, slots)
+    return memory
+
+
+def digest(memory: Memory, used: list[int]) -> None:
+    memory.digest(np.array(used), np.arange(memory.now, memory.now + len(used)))
+
 
 KINDS = pytest.mark.parametrize("kind", [Trees, Logistic])
 
@@ -91,11 +105,10 @@ def test_the_same_seed_gives_the_same() -> None:
 
 
 def test_a_chunk_that_came_back_is_remembered() -> None:
-    memory = Memory()
-    memory.grow(8)
+    memory = new_memory(8)
     memory.arrive(np.array([0, 1]), [Arrival(7, SPAN, SPAN), Arrival(8, 2 * SPAN, SPAN)])
     for slots in ([0, 0, 1], [1] * 40, [0], [1] * 40, [0]):
-        memory.digest(np.array(slots))
+        digest(memory, slots)
     before = memory.slots[0].copy()
     assert before["uses"] == 4
     assert before["gaps"].tolist()[:2] == pytest.approx([np.log2(41), np.log2(42)], rel=0.01)
@@ -108,8 +121,7 @@ def test_a_chunk_that_came_back_is_remembered() -> None:
 
 
 def test_features_are_numbers_whatever_happens() -> None:
-    memory = Memory()
-    memory.grow(64)
+    memory = new_memory(64)
     rng = np.random.default_rng(0)
     for _ in range(30):
         slots = np.unique(rng.integers(0, 64, 8))
@@ -118,7 +130,7 @@ def test_features_are_numbers_whatever_happens() -> None:
             for k in rng.integers(0, 2**63, len(slots))
         ]
         memory.arrive(slots, arrivals)
-        memory.digest(rng.integers(0, 64, 50))
+        digest(memory, rng.integers(0, 64, 50).tolist())
         memory.leave(np.unique(rng.integers(0, 64, 5)))
         features = memory.features(np.arange(64))
         assert features.shape == (64, len(FEATURES))
@@ -126,8 +138,7 @@ def test_features_are_numbers_whatever_happens() -> None:
 
 
 def test_the_memory_of_a_slot_is_what_is_stated() -> None:
-    memory = Memory()
-    assert memory.slots.dtype.itemsize <= 64
+    assert ROW.itemsize <= 64
 
 
 def test_samples_are_labelled_by_use_by_return_and_by_time() -> None:
@@ -148,7 +159,7 @@ def test_samples_are_labelled_by_use_by_return_and_by_time() -> None:
     assert samples.is_free(np.arange(4)).all()
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("aulre"), st.integers(0, 7)), max_size=80))
 def test_no_sample_is_labelled_twice_or_for_another(steps: list[tuple[str, int]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -157,7 +168,7 @@ def test_no_sample_is_labelled_twice_or_for_another(steps: list[tuple[str, int]]
         samples.grow(8)
         for verb, slot in steps:
             now += 1
-            if verb == "a" and samples.is_free(np.array([slot])).all():
+            if verb == "a" and key_in[slot] and samples.is_free(np.array([slot])).all():
                 row = np.full((1, len(FEATURES)), key_in[slot], np.float32)
                 before = samples._next
                 samples.add(np.array([slot]), row, np.full(1, np.nan, np.float32), now)
@@ -192,28 +203,18 @@ class Contrary:
         return b""
 
 
-def test_the_guard_takes_over_from_a_model_that_loses(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(3)
-    accesses = numbered("zipf", rng.zipf(1.2, 60_000) % 5_000, 65_536)
-    lru = replay(accesses, 300, make_policy("lru", Ticks()))
-
-    def contrary() -> Learned:
-        policy = Learned(Ticks())
-        policy.adopt(Contrary())
-        monkeypatch.setattr(policy, "training", lambda: None)
-        return policy
-
-    guarded, free = contrary(), contrary()
-    guarded_misses = replay(accesses, 300, guarded).misses
-    assert guarded.guard is not None
-    assert guarded.guard.ruler in EXPERTS
-    monkeypatch.setattr(Guard, "decide", lambda self: MODEL)
-    free_misses = replay(accesses, 300, free).misses
-    assert free_misses > lru.misses * 1.2
-    assert guarded_misses < lru.misses + (free_misses - lru.misses) / 2
-
-
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)
+@example(
+    [
+        ("evict", 12),
+        ("evict", 1),
+        ("evict", 36),
+        ("use", 1),
+        ("rule", "s3fifo"),
+        ("evict", 38),
+        ("use", 1),
+    ]
+)
 @given(
     st.lists(
         st.one_of(
@@ -233,7 +234,7 @@ def test_whoever_rules_a_slot_is_chosen_once_and_only_if_it_is_occupied(
     with pytest.MonkeyPatch.context() as patch:
         ruler = [MODEL]
 
-        def decide(guard: Guard) -> str:
+        def decide(guard: Guard, held: object) -> str:
             guard.ruler = ruler[0]
             return ruler[0]
 
@@ -263,17 +264,6 @@ def test_whoever_rules_a_slot_is_chosen_once_and_only_if_it_is_occupied(
             assert {slot for slot in range(100) if policy.holds(slot)} == occupied
 
 
-def test_the_guard_tries_the_model_again() -> None:
-    guard = Guard(64)
-    guard.begin("lru")
-    rulers = set()
-    for number in range(20_000):
-        guard.used(number % 32 + 1, True)
-        rulers.add(guard.decide())
-    assert rulers == {"lru", MODEL}
-    assert guard.ruler == MODEL
-
-
 def model_bytes() -> bytes:
     features, labels = trained_set(300)
     return saved(Saved(Logistic.train(features, labels, None, 0), 123.5, MODEL, 4))
@@ -285,7 +275,7 @@ def test_what_is_saved_is_restored() -> None:
     assert what.model.name == "logistic"
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_damaged_bytes_are_refused(data: st.DataObject) -> None:
     good = bytearray(model_bytes())
@@ -327,7 +317,7 @@ def test_a_policy_goes_on_from_what_was_saved_and_can_forget() -> None:
     assert figures["model"] == "trees"
     new.reset()
     assert new.saved() is None
-    assert new.what_it_does()["ruler"] == MODEL
+    assert new.what_it_does()["ruler"] == FIRST
 
 
 def test_training_is_work_that_others_do() -> None:
@@ -355,3 +345,73 @@ def test_its_cpu() -> None:
     started_s = time.process_time()
     replay(accesses, 300, make_policy("ml", Ticks()))
     assert (time.process_time() - started_s) / len(accesses) < 200e-6
+
+
+class Blind:
+    """A model that knows nothing."""
+
+    name = "blind"
+
+    def score(self, features: Features) -> Features:
+        return np.full(len(features), 0.5, np.float32)
+
+    def state(self) -> bytes:
+        return b""
+
+
+def ruled_by_the_blind(arrivals: list[Arrival]) -> Learned:
+    policy = Learned(Ticks())
+    policy.grow(len(arrivals))
+    policy.adopt(Blind())
+    policy.guard.begin(MODEL, policy._held_rows)
+    for slot, arrival in enumerate(arrivals):
+        policy.insert(slot, arrival)
+    return policy
+
+
+def test_what_is_cheap_to_fetch_again_goes_first() -> None:
+    cheap = set(range(3, 64, 5))
+    arrivals = [
+        Arrival(slot + 1, slot * SPAN, SPAN, cost=0.25 if slot in cheap else 1.0)
+        for slot in range(64)
+    ]
+    policy = ruled_by_the_blind(arrivals)
+    assert set(policy.evict(len(cheap) // 2, lambda _: False)) <= cheap
+
+
+def test_chunks_of_an_earlier_run_are_as_dear_as_others() -> None:
+    policy = ruled_by_the_blind([Arrival(slot + 1) for slot in range(32)])
+    policy.grow(64)
+    policy.insert_many(np.arange(32, 64))
+    assert (policy.memory.slots["cost"] == 1).all()
+
+
+def test_what_was_prefetched_is_as_old_as_its_arrival() -> None:
+    memory = new_memory(4)
+    memory.now = 10_000
+    memory.arrive(np.array([0, 1]), [Arrival(1, is_prefetched=True), Arrival(2)])
+    features = memory.features(np.array([0, 1]))
+    assert features[0, FEATURES.index("recency")] == 0
+    assert features[0, FEATURES.index("prefetched, unused")] == 1
+    digest(memory, [0])
+    assert memory.features(np.array([0]))[0, FEATURES.index("prefetched, unused")] == 0
+
+
+def test_lru_by_candidates_gives_up_what_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it is over a million slots, where an exact LRU would hold up the loop."""
+    monkeypatch.setattr("cachefs.policy.evict.ml.ranker._MOST_EXACT", 100)
+    accesses = hot_and_cold(accesses=20_000)
+    lru = replay(accesses, 400, make_policy("lru", Ticks())).misses
+    policy = Learned(Ticks())
+    policy._next_training = 1 << 60
+    monkeypatch.setattr("cachefs.policy.evict.ml.guard.Guard.decide", lambda *_: FIRST)
+    assert replay(accesses, 400, policy).misses == pytest.approx(lru, rel=0.02)
+
+
+def test_what_is_known_stays_when_slots_come() -> None:
+    memory = new_memory(2)
+    memory.arrive(np.array([0, 1]), [Arrival(5), Arrival(6)])
+    for slots in (3, 4, 5, 64, 20):
+        memory.grow(slots, slots)
+    assert len(memory.slots) == 64
+    assert memory.slots["key"][:3].tolist() == [5, 6, 0]

@@ -1,6 +1,7 @@
 import itertools
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,3 +153,39 @@ def test_what_has_no_place_yet_is_not_told(fd: int) -> None:
     board.place(7, GIB, CHUNK)
     assert board.publish(7, 0, b"\x01" * 32, 4 << 28) == _lane.Board(fd).holds(4 << 28)
     assert Board(fd, no_offer, serves_hits=False).publish(8, 0, b"\x01" * 32, 4 << 28)
+
+
+class LateLane:
+    """A board whose lane takes no segment until `is_there`."""
+
+    def __init__(self, fd: int) -> None:
+        self._board = _lane.Board(fd)
+        self.is_there = False
+        self.told: list[tuple[int, int, bytes, int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._board, name)
+
+    def publish(self, inode: int, index: int, chunk_id: bytes, slot: int) -> bool:
+        if self.is_there:
+            self.told.append((inode, index, chunk_id, slot))
+        return self.is_there
+
+
+def test_what_the_lane_could_not_take_is_told_as_soon_as_it_can_unless_it_was_given_up(
+    fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane = LateLane(fd)
+    monkeypatch.setattr(_lane, "Board", lambda _: lane)
+    board = new_board(fd)
+    board.place(7, GIB, CHUNK)
+    slots = [(4 << 28) + number for number in range(4)]
+    for index, slot in enumerate(slots):
+        assert not board.publish(7, index, bytes([index]) * 32, slot)
+    board.publish(8, 0, bytes(32), 4 << 28)  # has no place: its next read tells it
+    board.empty(slots[1])
+    board.beat()
+    lane.is_there = True
+    board.beat()
+    board.beat()
+    assert lane.told == [(7, n, bytes([n]) * 32, slots[n]) for n in (0, 2, 3)]

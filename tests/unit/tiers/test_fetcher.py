@@ -20,12 +20,15 @@ from cachefs.errors import (
 )
 from cachefs.index.manifest_table import ManifestTable, PageCache
 from cachefs.store.store import Store, create_store
+from cachefs.tiers import fetcher as module
 from cachefs.tiers.fetcher import Fetcher
+from cachefs.tiers.fetcher_process import Inbox
 from cachefs.tiers.jobs import (
     LENGTH,
     Answer,
     ChunkJob,
     ChunksDone,
+    ChunksLanded,
     Done,
     Failed,
     Listing,
@@ -338,7 +341,7 @@ def test_a_fetcher_works_until_its_daemon_hangs_up(
     wanted = wanted_of(store, tmp_path, str(segment))
     ours, theirs = socket.socketpair()
     fd = theirs.fileno()
-    arguments = [str(fd), str(os.getpid()), store.url, store.identity, "", ""]
+    arguments = [str(fd), str(os.getpid()), store.url, store.identity, "", "", "1"]
     command = [sys.executable, "-m", "cachefs.tiers.fetcher_process", *arguments]
     with ours, theirs, subprocess.Popen(command, pass_fds=[fd]) as process:
         theirs.close()
@@ -353,6 +356,44 @@ def test_a_fetcher_works_until_its_daemon_hangs_up(
 
 
 def test_a_fetcher_whose_daemon_is_gone_already_does_not_start(store: Store) -> None:
-    arguments = ["0", str(2**22 + 1), store.url, store.identity, "", ""]
+    arguments = ["0", str(2**22 + 1), store.url, store.identity, "", "", "1"]
     command = [sys.executable, "-m", "cachefs.tiers.fetcher_process", *arguments]
     assert subprocess.run(command, timeout=60, check=False).returncode == 1
+
+
+def test_of_the_jobs_that_wait_those_that_somebody_needs_are_handed_out_first() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        inbox = Inbox(theirs)
+        for number, is_ahead in ((9, True), (8, False), (7, True), (6, False)):
+            ours.sendall(encode(ChunkJob(number, (), is_ahead)))
+        found = [inbox.next() for _ in range(3)]
+        ours.sendall(encode(ChunkJob(5, (), is_ahead=False)))
+        found += [inbox.next(), inbox.next()]
+        ours.close()
+        assert [job.number for job in found if job] == [8, 6, 9, 5, 7]
+        assert inbox.next() is None
+
+
+def test_of_a_job_ahead_it_is_told_what_has_landed_before_all_has(
+    store: Store, fetcher: Fetcher, tmp_path: Path, segment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_NEWS_BYTES", 2 * CHUNK)
+    told: list[ChunksLanded] = []
+    landed: list[bytes] = []
+
+    def tell(news: ChunksLanded) -> None:
+        told.append(news)
+        landed.extend(slot(segment, member) for member in news.members)
+
+    fetcher.tell = tell
+    wanted = wanted_of(store, tmp_path, str(segment))
+    fetcher.answer(ChunkJob(1, tuple(wanted)))
+    assert not told
+    answer = fetcher.answer(ChunkJob(2, tuple(wanted), is_ahead=True))
+    assert isinstance(answer, ChunksDone)
+    assert outcomes(answer) == [Outcome.KEPT] * CHUNKS
+    members = [member for news in told for member in news.members]
+    assert len(told) >= 2
+    assert len(set(members)) == len(members)
+    assert landed == [plain(member) for member in members]

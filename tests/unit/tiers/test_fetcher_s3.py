@@ -91,3 +91,36 @@ def test_a_refusal_is_told_from_an_outage(
         fault = Fault("status", status=status, code=code)
         proxy.script.play_always(fault, is_pack)
         assert {one.outcome for one in fetch(fetcher, wanted).fetched} == {expected}
+
+
+def test_a_store_that_fails_is_left_alone_and_probed(
+    fetcher: Fetcher, proxy: HttpProxy, wanted: tuple[Wanted, ...]
+) -> None:
+    fetch(fetcher, wanted)
+    proxy.script.play_always(Fault("status", status=503), is_pack)
+    done = fetch(fetcher, wanted)
+    assert (proxy.script.matched, done.requests, done.bypassed) == (3, 3, IMAGES - 3)
+    # What was not asked for says why it is not here, as if it had been asked for.
+    assert all("503" in one.message for one in done.fetched)
+    begun_s, asked = time.monotonic(), proxy.script.matched
+    jobs = 0
+    while time.monotonic() < begun_s + 2:
+        jobs += 1
+        assert {one.outcome for one in fetch(fetcher, wanted).fetched} == {Outcome.UNAVAILABLE}
+    assert 3 <= proxy.script.matched - asked <= 12 < jobs
+
+    proxy.script.stop()
+    healed_s = time.monotonic()
+    while {one.outcome for one in fetch(fetcher, wanted).fetched} != {Outcome.UNKEPT}:
+        assert time.monotonic() < healed_s + 2
+
+
+def test_a_store_that_lacks_an_object_is_not_left_alone(
+    fetcher: Fetcher, proxy: HttpProxy, wanted: tuple[Wanted, ...]
+) -> None:
+    """It answers: what else it has is asked for."""
+    proxy.script.play_always(Fault("status", status=404, code="NoSuchKey"), is_pack)
+    for _ in range(2):
+        assert fetch(fetcher, wanted).bypassed == 0
+    proxy.script.stop()
+    assert {one.outcome for one in fetch(fetcher, wanted).fetched} == {Outcome.UNKEPT}

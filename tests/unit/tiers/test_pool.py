@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -29,7 +30,7 @@ from cachefs.tiers.jobs import (
     TableJob,
     Wanted,
 )
-from cachefs.tiers.pool import FetcherPool
+from cachefs.tiers.pool import AHEAD, DEMAND, FetcherPool
 from tests.caches import table_of, wait_until
 from tests.stores import CHUNK, import_bytes, new_store
 
@@ -95,11 +96,15 @@ async def test_no_job_is_lost_when_fetchers_are_killed(store: Store, tmp_path: P
         jobs = jobs_of(pool, store, tmp_path)
         answers: dict[int, list[Answer]] = {job.number: [] for job in jobs}
         await wait_until(lambda: len(pool.pids) == 2)
-        killed = 0
+        killed = answered = 0
         for job in jobs:
             pool.submit(job, 0, lambda answer: answers[answer.number].append(answer))
             await trio.sleep(chosen.uniform(0, 0.1))
             if killed < 5 and chosen.random() < 0.2:
+                # A busy machine starts fetchers slowly: no job is to lose three before one serves.
+                before = answered
+                await wait_until(lambda: sum(map(len, answers.values())) > before)  # noqa: B023
+                answered = sum(map(len, answers.values()))
                 with suppress(ProcessLookupError, IndexError):  # one that ended just now
                     os.kill(chosen.choice(sorted(pool.pids)), signal.SIGKILL)
                     killed += 1
@@ -211,7 +216,7 @@ async def test_a_fetcher_ends_with_its_daemon(store: Store, tmp_path: Path) -> N
 import trio
 from cachefs.metrics import Metrics
 from cachefs.tiers.jobs import ListJob
-from cachefs.tiers.pool import FetcherPool
+from cachefs.tiers.pool import AHEAD, DEMAND, FetcherPool
 
 async def main():
     pool = FetcherPool({store.url!r}, {store.identity!r}, 1, 2, 30, Metrics())
@@ -239,3 +244,41 @@ def _is_dead(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
+
+
+async def test_jobs_ahead_have_places_of_their_own_and_those_that_hurry_leave_them(
+    store: Store, tmp_path: Path
+) -> None:
+    async with running_pool(store) as (pool, _):
+        jobs = jobs_of(pool, store, tmp_path)
+        await pool.ask(jobs[0], 0)
+        [pid] = pool.pids
+        os.kill(pid, signal.SIGSTOP)
+        order: list[int] = []
+        ahead = [replace(job, is_ahead=True) for job in jobs[1:5]]
+        for job in ahead:
+            pool.submit(job, AHEAD, lambda answer: order.append(answer.number))
+        await wait_until(lambda: pool.queued == 3)  # one place
+        for job in jobs[5:7]:
+            pool.submit(job, DEMAND, lambda answer: order.append(answer.number))
+        await wait_until(lambda: pool.queued == 3)  # none of them in demand's way
+        pool.hurry(ahead[3].number)
+        pool.hurry(12345)
+        os.kill(pid, signal.SIGCONT)
+        await wait_until(lambda: len(order) == 6)
+        assert order.index(ahead[3].number) < order.index(ahead[1].number)
+
+
+async def test_a_job_ahead_whose_fetcher_ends_is_given_up(store: Store, tmp_path: Path) -> None:
+    async with running_pool(store) as (pool, _):
+        jobs = jobs_of(pool, store, tmp_path)
+        await pool.ask(jobs[0], 0)
+        [pid] = pool.pids
+        os.kill(pid, signal.SIGSTOP)
+        answers: list[Answer] = []
+        pool.submit(replace(jobs[1], is_ahead=True), AHEAD, answers.append)
+        pool.submit(jobs[2], DEMAND, answers.append)
+        await wait_until(lambda: pool.queued == 0)
+        os.kill(pid, signal.SIGKILL)
+        await wait_until(lambda: len(answers) == 2)
+        assert [type(answer) for answer in answers] == [Failed, ChunksDone]

@@ -1,9 +1,7 @@
-"""What is known of each chunk's uses, in arrays by slot, and of those that were given up.
+"""What is known of the chunks in L1, by slot, and what a model is told of them.
 
-Times are counts of uses of this class of slots: a gap of 1,000 is 1,000 uses of any chunk. Uses
-within `_BURST` of each other are one visit, so that a burst inside a chunk does not hide the gaps
-between visits. 60 bytes a slot; what is remembered of chunks that were given up takes 32 to 64
-bytes a slot more, and the recency of places 40 to 80.
+Uses within `_BURST` of each other are one visit, so that a burst inside a chunk does not hide the
+gaps between visits.
 """
 
 from __future__ import annotations
@@ -11,6 +9,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from cachefs.policy.evict.ml.past import Past
+from cachefs.policy.evict.ml.places import Places
+from cachefs.policy.evict.ml.rows import NO_GAP, ROW, Rows, Times, log2, runs
 from cachefs.policy.evict.seam import Arrival, Slots
 
 Features = npt.NDArray[np.float32]
@@ -30,7 +31,7 @@ FEATURES = (
     "recency of the region",
     "frequency of the region",
     "place",
-    "sequential",
+    "wait since the chunk before",
     "gaps together",
     "distance to the last use",
     "frame share",
@@ -41,66 +42,34 @@ FEATURES = (
 (short), and in eight times as many (long)."""
 
 _BURST = 8
-_NO_GAP = 32.0
-_REGION_BITS = 20
-_MIX = np.uint64(0x9E3779B97F4A7C15)
-_LEAST_PLACES = 4096
-_LEAST_PAST = 1024
-
-_SLOT = np.dtype(
-    [
-        ("key", np.uint64),
-        ("place", np.int64),
-        ("last", np.int64),
-        ("born", np.int64),
-        ("gaps", np.float16, 3),
-        ("short", np.float32),
-        ("long", np.float32),
-        ("span", np.uint32),
-        ("uses", np.uint16),
-        ("frame", np.float16),
-        ("cost", np.float16),
-        ("is_sequential", np.bool_),
-        ("is_unused", np.bool_),
-    ]
-)
-_PAST = ("key", "last", "gaps", "short", "long", "uses")
 
 
 class Memory:
-    """Arrays by slot, digested in batches."""
+    """Rows by slot, digested in batches. `past` and `places` may be shared with others."""
 
-    def __init__(self) -> None:
+    def __init__(self, past: Past, places: Places) -> None:
         self.now = 1
-        self.slots = np.zeros(0, _SLOT)
-        self._past = np.zeros(_LEAST_PAST, [(name, *_field(name)) for name in _PAST])
-        self._place_used = np.zeros(_LEAST_PLACES, np.int64)
-        self._region_used = np.zeros(_LEAST_PLACES, np.int64)
-        self._region_long = np.zeros(_LEAST_PLACES, np.float32)
+        self._rows: Rows = np.zeros(0, ROW)
+        self.slots: Rows = self._rows
+        self.past = past
+        self.places = places
         self._short, self._long = 64.0, 512.0
-        self._last_place = self._last_end = 0
 
-    def grow(self, slots: int) -> None:
-        """Slots 0 to `slots` - 1 exist. What was remembered by hash is forgotten at a doubling."""
-        if slots <= len(self.slots):
-            return
-        wider = np.zeros(slots, _SLOT)
-        wider[: len(self.slots)] = self.slots
-        self.slots = wider
-        self._short, self._long = max(64.0, slots / 2), max(512.0, slots * 8.0)
-        past = max(_LEAST_PAST, 1 << (slots - 1).bit_length())
-        if past > len(self._past):
-            self._past = np.zeros(past, self._past.dtype)
-        places = max(_LEAST_PLACES, 2 << (slots - 1).bit_length())
-        if places > len(self._place_used):
-            self._place_used = np.zeros(places, np.int64)
-            self._region_used = np.zeros(places, np.int64)
-            self._region_long = np.zeros(places, np.float32)
+    def grow(self, slots: int, all_slots: int) -> None:
+        """Slots 0 to `slots` - 1 exist here, of `all_slots` that share past and places."""
+        if slots > len(self._rows):  # twice as many: what is not touched takes no memory
+            wider = np.zeros(max(slots, 2 * len(self._rows)), ROW)
+            wider[: len(self.slots)] = self.slots
+            self._rows = wider
+        self.slots = self._rows[: max(slots, len(self.slots))]
+        self._short, self._long = max(64.0, all_slots / 2), max(512.0, all_slots * 8.0)
+        self.past.grow(all_slots)
+        self.places.grow(all_slots)
 
     def arrive(self, slots: Slots, arrivals: list[Arrival]) -> None:
         """Chunks came into slots; their uses, if they were any, come with `digest`."""
         key, place, span, unused, cost, frame = zip(*arrivals, strict=True)
-        rows = np.zeros(len(slots), _SLOT)
+        rows = np.zeros(len(slots), ROW)
         rows["key"] = key
         rows["place"] = place
         rows["span"] = span
@@ -108,112 +77,69 @@ class Memory:
         rows["cost"] = cost
         rows["frame"] = frame
         rows["born"] = self.now
-        rows["gaps"] = _NO_GAP
-        at = _hash(rows["key"]) & (len(self._past) - 1)
-        known = (self._past["key"][at] == rows["key"]) & (rows["key"] != 0)
-        for name in _PAST:
-            rows[name][known] = self._past[name][at[known]]
+        rows["gaps"] = NO_GAP
+        self.past.recall(rows)
+        rows["last"][rows["is_unused"] & (rows["last"] == 0)] = self.now  # so old is its arrival
         self.slots[slots] = rows
 
     def arrive_many(self, slots: Slots) -> None:
         """Chunks of which nothing is known are in these slots."""
-        self.slots[slots] = np.zeros(1, _SLOT)
-        self.slots["gaps"][slots] = _NO_GAP
+        self.slots[slots] = np.zeros(1, ROW)
+        self.slots["gaps"][slots] = NO_GAP
+        self.slots["cost"][slots] = 1
         self.slots["born"][slots] = self.slots["last"][slots] = self.now
 
     def leave(self, slots: Slots) -> None:
         """Chunks are given up: remember them."""
-        left = self.slots[slots]
-        left = left[left["key"] != 0]
-        at = _hash(left["key"]) & (len(self._past) - 1)
-        for name in _PAST:
-            self._past[name][at] = left[name]
+        self.past.remember(self.slots[slots])
 
-    def digest(self, used: Slots) -> tuple[Slots, npt.NDArray[np.int64]]:
+    def digest(self, used: Slots, times: Times) -> tuple[Slots, Times]:
         """Take in uses, in order. Returns the slots, each once, and when each was first used."""
-        count = len(used)
-        times = self.now + np.arange(count)
-        self.now += count
-        slots, first, times_used = np.unique(used, return_index=True, return_counts=True)
-        last = np.zeros(len(slots), np.int64)
-        last[np.searchsorted(slots, used)] = times  # the last one stays
+        self.now = int(times[-1]) + 1
+        slots, first, last, times_used = runs(used)
         rows = self.slots[slots]
         gap = np.where(rows["last"] > 0, times[first] - rows["last"], 0)
         is_visit = gap > _BURST
         gaps = rows["gaps"]
-        shifted = np.concatenate((_log(gap)[:, None], gaps[:, :2]), axis=1)
+        shifted = np.concatenate((log2(gap)[:, None], gaps[:, :2]), axis=1)
         rows["gaps"] = np.where(is_visit[:, None], shifted, gaps)
         rows["short"] = rows["short"] * np.exp2(-gap / self._short) + times_used
         rows["long"] = rows["long"] * np.exp2(-gap / self._long) + times_used
         rows["uses"] = np.minimum(rows["uses"].astype(np.int64) + times_used, 2**16 - 1)
-        rows["last"] = last
+        rows["last"] = times[last]
         rows["is_unused"] = False
         self.slots[slots] = rows
-        self._digest_places(used, times)
         return slots, times[first]
-
-    def _digest_places(self, used: Slots, times: npt.NDArray[np.int64]) -> None:
-        place = self.slots["place"][used]
-        end = place + self.slots["span"][used]
-        before = np.concatenate(([self._last_place], place[:-1]))
-        end_before = np.concatenate(([self._last_end], end[:-1]))
-        sequential = self.slots["is_sequential"]
-        sequential[used] = (place == end_before) | ((place == before) & sequential[used])
-        self._last_place, self._last_end = int(place[-1]), int(end[-1])
-        self._place_used[self._at(place)] = times
-        regions, counts = np.unique(self._region(place), return_counts=True)
-        gone = times[-1] - self._region_used[regions]
-        decayed = self._region_long[regions] * np.exp2(-gone / self._long)
-        self._region_long[regions] = decayed + counts
-        self._region_used[regions] = times[-1]
 
     def features(self, slots: Slots) -> Features:
         """Return what a model may know of the chunks in these slots now."""
-        rows = self.slots[slots]
+        rows, now, places = self.slots[slots], self.now, self.places
         found = np.empty((len(slots), len(FEATURES)), np.float32)
-        since = self.now - rows["last"]
+        since = now - rows["last"]
         place, gaps = rows["place"], rows["gaps"].astype(np.float32)
-        region = self._region(place)
-        region_since = self.now - self._region_used[region]
-        found[:, 0] = _log(since)
+        before, behind = places.when(place - rows["span"]), places.when(place + rows["span"])
+        region_since, region_often = places.region(place, now)
+        found[:, 0] = log2(since)
         found[:, 1:4] = gaps
         found[:, 4] = rows["short"] * np.exp2(-since / self._short)
         found[:, 5] = rows["long"] * np.exp2(-since / self._long)
         found[:, 6] = rows["uses"]
-        found[:, 7] = _log(self.now - rows["born"])
-        found[:, 8] = _log(self.now - self._place_used[self._at(place - rows["span"])])
-        found[:, 9] = _log(self.now - self._place_used[self._at(place + rows["span"])])
-        found[:, 10] = _log(region_since)
-        found[:, 11] = self._region_long[region] * np.exp2(-region_since / self._long)
+        found[:, 7] = log2(now - rows["born"])
+        found[:, 8] = np.where(before, log2(now - before), NO_GAP)
+        found[:, 9] = np.where(behind, log2(now - behind), NO_GAP)
+        found[:, 10] = log2(region_since)
+        found[:, 11] = region_often
         found[:, 12] = place >> 16
-        found[:, 13] = rows["is_sequential"]
+        found[:, 13] = np.where(before, signed_log2(rows["last"] - before), NO_GAP)
         found[:, 14] = np.log2(np.exp2(gaps).sum(1))
-        distance = place - self._last_place
-        found[:, 15] = np.log2(np.abs(distance) / 65536 + 1) * np.sign(distance)
+        found[:, 15] = signed_log2((place - places.last) >> 16)
         found[:, 16] = rows["frame"]
         found[:, 17] = rows["cost"]
         found[:, 18] = rows["is_unused"]
         return found
 
-    def _at(self, place: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return _hash(place.astype(np.uint64)) & (len(self._place_used) - 1)
 
-    def _region(self, place: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return _hash((place >> _REGION_BITS).astype(np.uint64) + np.uint64(1 << 50)) & (
-            len(self._region_used) - 1
-        )
-
-
-def _field(name: str) -> tuple[object, ...]:
-    fields = _SLOT.fields
-    assert fields is not None
-    kind = fields[name][0]
-    return (kind.base, kind.shape) if kind.shape else (kind,)
-
-
-def _log(count: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    return np.log2(np.maximum(count, 1)).astype(np.float32)
-
-
-def _hash(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    return ((keys * _MIX) >> np.uint64(20)).astype(np.int64)
+def signed_log2(count: Times) -> npt.NDArray[np.float32]:
+    """Return the logarithms of the amounts, with their signs."""
+    amount = np.log2(np.abs(count) + 1, dtype=np.float32)
+    return np.asarray(np.where(count < 0, -amount, amount), np.float32)

@@ -8,9 +8,10 @@ import pytest
 from cachefs.codec.compression import Compression
 from cachefs.codec.frame import decode_frame, encode_frame
 from cachefs.model.chunk import chunk_id
+from cachefs.tiers.breaker import Breaker, State
 from cachefs.tiers.jobs import ChunkJob, ChunksDone, Fetched, L2Report, Leaving, Outcome, Wanted
 from cachefs.tiers.l2.background import Background, read_slot
-from cachefs.tiers.l2.breaker import Breaker, CircuitBreaker, Guarded, State
+from cachefs.tiers.l2.breaker import CircuitBreaker, Guarded
 from cachefs.tiers.l2.counts import READING, WRITING, Counts
 from cachefs.tiers.l2.l2 import L2
 from tests.unit.tiers.l2.stand_in import StandIn, wait_until

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachefs.errors import TierError
+from cachefs.tiers.breaker import Breaker, State
 from cachefs.tiers.l2.bounded import Bounded, Hedged
-from cachefs.tiers.l2.breaker import Breaker, BypassedError, CircuitBreaker, State
+from cachefs.tiers.l2.breaker import BypassedError, CircuitBreaker
 from cachefs.tiers.l2.retry import Retrying
 from cachefs.tiers.l2.workers import Workers
 from tests.unit.tiers.l2.stand_in import StandIn, wait_until

@@ -1,0 +1,1 @@
+"""What will be read soon: predictors, streams, budgets. Events in, plans out."""

@@ -1,0 +1,82 @@
+"""How long runs last here: whether a sequential run of so many bytes is worth running ahead of.
+
+A histogram of the lengths at which runs ended, two steps for each doubling, fading. A reader of
+whole files ends where files end, one of 1 MiB at random places after 1 MiB, however its requests
+were cut; so what a run of 512 KiB promises is learned for each image, not assumed. Runs count
+whether or not anything was fetched for them, so a verdict mends itself when the readers change.
+"""
+
+from __future__ import annotations
+
+import math
+
+from cachefs.units import KIB
+
+_SMALLEST_BYTES = 4 * KIB
+_STEPS = 2
+"""For each doubling."""
+
+_BUCKETS = 64
+_MEMORY = 64.0
+"""Runs; older ones fade."""
+
+_LIKELY = 0.6
+"""Running ahead of what is less likely would waste nearly as much as it would use."""
+
+_PRIOR_RUNS = 4.0
+_PRIOR_CHANCE = 0.75
+"""To double, before anything is known: a few runs that end say otherwise."""
+
+
+class RunLengths:
+    """The lengths of the runs of one image."""
+
+    def __init__(self) -> None:
+        self._ended = [0.0] * _BUCKETS
+        self._total = 0.0
+        self._reach: dict[int, tuple[int, float]] = {}
+
+    def add(self, run_bytes: int) -> None:
+        """A run has ended at this length."""
+        if self._total >= _MEMORY:
+            self._ended = [count / 2 for count in self._ended]
+            self._total /= 2
+        self._ended[_bucket(run_bytes)] += 1
+        self._total += 1
+        self._reach.clear()
+
+    def take_back(self, run_bytes: int) -> None:
+        """A run that was taken for ended at this length goes on."""
+        bucket = _bucket(run_bytes)
+        less = min(1.0, self._ended[bucket])
+        self._ended[bucket] -= less
+        self._total -= less
+        self._reach.clear()
+
+    def reach(self, run_bytes: int) -> tuple[int, float]:
+        """Return how long a run of this length will become, more likely than not; and the chance.
+
+        The length is a step of the histogram, and no more than 4 times `run_bytes`; 0 if it is
+        likely to end before the next one.
+        """
+        bucket = _bucket(run_bytes)
+        found = self._reach.get(bucket)
+        if found is None:
+            found = self._reach[bucket] = self._furthest(bucket)
+        return found
+
+    def _furthest(self, bucket: int) -> tuple[int, float]:
+        reached = sum(self._ended[bucket:]) + _PRIOR_RUNS
+        furthest = 0, 0.0
+        for further in range(bucket + 1, bucket + 2 * _STEPS + 1):
+            prior = _PRIOR_RUNS * _PRIOR_CHANCE ** ((further - bucket) / _STEPS)
+            chance = (sum(self._ended[further:]) + prior) / reached
+            if chance < _LIKELY:
+                break
+            furthest = int(_SMALLEST_BYTES * 2 ** (further / _STEPS)), chance
+        return furthest
+
+
+def _bucket(run_bytes: int) -> int:
+    steps = math.floor(_STEPS * math.log2(max(run_bytes, _SMALLEST_BYTES) / _SMALLEST_BYTES))
+    return min(_BUCKETS - 1, steps)

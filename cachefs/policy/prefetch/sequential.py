@@ -1,0 +1,143 @@
+"""The arm that reads on: sequential runs, forward and backward, and strides.
+
+In the manner of AMP (Gill and Bathen, FAST'07): each stream has a window, how far it is run ahead
+of, and a trigger: when a quarter of the window has been read, the next quarter is wished for. A
+window is never longer than what its stream has read already, so a run that ends at any moment has
+wasted at most as much as it used; runs of a kind that does not last (runs.py) get none. It shrinks
+with what was wasted, and the tier that serves bounds it: bandwidth x latency is `ceiling_bytes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from cachefs.policy.prefetch.pattern import Pattern
+from cachefs.policy.prefetch.seam import NOTHING, Access, Image, Wish
+from cachefs.policy.prefetch.streams import Kind, Stream, Streams
+from cachefs.units import MIB
+
+_TRIGGER_PARTS = 4
+_MOST_STEPS = 64
+"""Of a stride, wished for ahead."""
+
+_QUIET_ACCESSES = 256
+_QUIET_S = 2.0
+"""A stream that was not continued for so long has turned elsewhere: its wishes are taken back."""
+
+_FADE = 1 / 256
+"""Weight of one more chunk in the share that was wasted."""
+
+
+@dataclass(slots=True)
+class _Watched:
+    streams: Streams = field(default_factory=Streams)
+    pattern: Pattern = field(default_factory=Pattern)
+    wasted: float = 0.0
+    """The share of the chunks judged last that were not used."""
+
+
+class Sequential:
+    """See Arm. `ceiling_bytes` is the longest window, in bytes of the image."""
+
+    name = "sequential"
+
+    def __init__(self, ceiling_bytes: int = 16 * MIB) -> None:
+        self.ceiling_bytes = ceiling_bytes
+        self._images: dict[int, _Watched] = {}
+
+    def opened(self, image: Image, time_s: float) -> Sequence[Wish]:
+        """See Arm."""
+        self._images[id(image)] = _Watched()
+        return NOTHING
+
+    def closed(self, image: Image, time_s: float) -> None:
+        """See Arm."""
+        self._images.pop(id(image), None)
+
+    def judged(self, image: Image, chunk: int, was_used: bool) -> None:
+        """See Arm."""
+        watched = self._images.get(id(image))
+        if watched is not None:
+            watched.wasted += _FADE * ((not was_used) - watched.wasted)
+
+    def pattern(self, image: Image) -> Pattern:
+        """Return what the accesses of an image look like."""
+        watched = self._images.get(id(image))
+        return watched.pattern if watched is not None else Pattern()
+
+    def observe(self, image: Image, access: Access) -> Sequence[Wish]:
+        """See Arm."""
+        watched = self._images.get(id(image))
+        if watched is None:
+            watched = self._images[id(image)] = _Watched()
+        stream = watched.streams.observe(access, image.chunk_bytes)
+        watched.pattern.add(stream.kind, access.reads, access.time_s)
+        wishes = self._turned(watched, access.time_s)
+        if not stream.is_established:
+            return wishes
+        window_bytes = self._window_bytes(watched, stream)
+        if window_bytes < min(image.chunk_bytes, stream.run_bytes):
+            return wishes
+        if stream.kind is Kind.STRIDED:
+            return [*wishes, *_steps(stream, image, window_bytes)]
+        wish = _onwards(watched, stream, image, window_bytes)
+        return [*wishes, wish] if wish else wishes
+
+    def _window_bytes(self, watched: _Watched, stream: Stream) -> int:
+        window_bytes = int(min(stream.run_bytes, self.ceiling_bytes) * (1 - watched.wasted) ** 2)
+        if stream.kind is Kind.STRIDED:
+            return window_bytes
+        reach_bytes = watched.streams.lengths.reach(stream.run_bytes)[0]
+        return min(window_bytes, max(0, reach_bytes - stream.run_bytes))
+
+    def _turned(self, watched: _Watched, time_s: float) -> list[Wish]:
+        """Take back what streams that have turned elsewhere had wished for."""
+        if watched.streams.accesses % _QUIET_ACCESSES:
+            return []
+        gone = watched.streams.quiet(_QUIET_ACCESSES, time_s - _QUIET_S)
+        return [Wish(0, 0, 0.0, stream=s.number) for s in gone if s.ahead_to is not None]
+
+
+def _onwards(watched: _Watched, stream: Stream, image: Image, window_bytes: int) -> Wish | None:
+    """Return what comes after a forward run, or before a backward one."""
+    chunk_bytes = image.chunk_bytes
+    window = window_bytes // chunk_bytes
+    step = 1 if stream.kind is Kind.FORWARD else -1
+    edge = (stream.end - 1) // chunk_bytes if step > 0 else stream.begin // chunk_bytes
+    ahead = stream.ahead_to
+    if ahead is None or (ahead - edge) * step < 1:
+        ahead = edge + step  # the reader has overtaken
+    limit = image.chunks - ahead if step > 0 else ahead + 1
+    missing = min(window - (ahead - edge) * step + 1, limit)
+    if missing <= 0 or (missing < limit and missing < -(-window // _TRIGGER_PARTS)):
+        return None
+    first = ahead if step > 0 else ahead - missing + 1
+    stream.ahead_to = ahead + step * missing
+    chance = watched.streams.lengths.reach(stream.run_bytes)[1]
+    return Wish(first, missing, chance, stream=stream.number)
+
+
+def _steps(stream: Stream, image: Image, window_bytes: int) -> list[Wish]:
+    """Return the next steps of a stride."""
+    stride, chunk_bytes = stream.stride_bytes, image.chunk_bytes
+    steps = min(_MOST_STEPS, stream.reads, max(1, window_bytes // stream.size_bytes))
+    ahead = stream.ahead_to
+    if ahead is None or (ahead - stream.begin) // stride < 1:
+        ahead = stream.begin + stride
+    missing = steps - (ahead - stream.begin) // stride + 1
+    if missing < -(-steps // _TRIGGER_PARTS):
+        return []
+    chance = 1 - 1 / stream.reads
+    wishes: list[Wish] = []
+    for _ in range(missing):
+        begin, end = ahead, ahead + stream.size_bytes
+        if begin < 0 or begin >= image.chunks * chunk_bytes:
+            break
+        first = begin // chunk_bytes
+        last = min((end - 1) // chunk_bytes, image.chunks - 1)
+        if not wishes or wishes[-1].first != first:
+            wishes.append(Wish(first, last - first + 1, chance, stream=stream.number))
+        ahead += stride
+    stream.ahead_to = ahead
+    return wishes

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cachefs.policy.prefetch.learner import Rows
+from cachefs.policy.prefetch.profile import Profile, merge
+from cachefs.policy.prefetch.replay import Replay, confidence_of, folded
+from cachefs.policy.prefetch.seam import Access, Wish
+from cachefs.simulate.ahead import Recorded, unlike_keys
+
+CHUNK = 65536
+KEYS = unlike_keys(1_000)
+
+
+def boot(
+    chunks: list[int],
+    known: Rows | None = None,
+    image: Recorded | None = None,
+    seconds: float = 40.0,
+) -> tuple[list[Wish], Rows]:
+    """Touch chunks, then be quiet; returns what was wished for and what is known then."""
+    image = image or Recorded(CHUNK, KEYS)
+    arm = Replay()
+    if known is not None:
+        arm.taught(image, known)
+    wishes = list(arm.opened(image, 100.0))
+    for at, chunk in enumerate(chunks):
+        wishes += arm.observe(image, Access(100.0 + at / 100, 1, chunk, 1))
+    wishes += arm.observe(image, Access(100.0 + seconds, 1, chunks[0], 1))
+    rows = arm.learned(image)
+    assert rows is not None
+    return wishes, rows
+
+
+def wished(wishes: list[Wish]) -> set[int]:
+    return {chunk for wish in wishes for chunk in range(wish.first, wish.first + wish.count)}
+
+
+def test_what_was_touched_is_wished_for_at_the_next_open() -> None:
+    chunks = [5, 6, 7, 900, 3, 44, 45, 300]
+    nothing, rows = boot(chunks)
+    assert not nothing
+    wishes, _ = boot([999], rows)
+    assert wished(wishes) == set(chunks)
+    assert Wish(5, 3, wishes[0].confidence, wishes[0].due_s) in wishes
+    assert all(wish.confidence > 0.9 for wish in wishes)
+
+
+def test_wishes_are_due_when_they_were_touched() -> None:
+    _, rows = boot(list(range(0, 900, 3)))
+    image = Recorded(CHUNK, KEYS)
+    arm = Replay()
+    arm.taught(image, rows)
+    due = {wish.first: wish.due_s for wish in arm.opened(image, 0.0)}
+    assert due[0] == 0.0
+    assert due[300] == pytest.approx(1.0, abs=0.02)
+
+
+def test_only_consensus_is_wished_for() -> None:
+    rows = None
+    for run in range(6):
+        _, rows = boot([1, 2, 3, 100 + run], rows)
+    wishes, _ = boot([999], rows)
+    assert wished(wishes) >= {1, 2, 3}
+    assert not wished(wishes) & {100, 101, 102, 103, 104}
+
+
+def test_what_is_no_longer_right_is_forgotten() -> None:
+    _, rows = boot([1, 2, 3, 4])
+    for _ in range(12):
+        _, rows = boot([1, 2, 30, 40], rows)
+    assert set(rows["place"].tolist()) == {1, 2, 30, 40}
+
+
+def test_a_look_at_the_file_is_no_run() -> None:
+    _, rows = boot(list(range(100)))
+    _, after = boot([0, 1], rows, seconds=0.5)
+    assert np.array_equal(after, rows)
+
+
+def test_content_that_moved_is_found_and_content_that_was_replaced_is_guessed() -> None:
+    _, rows = boot(list(range(100, 140)))
+    keys = KEYS.copy()
+    keys[100:104] = unlike_keys(4, seed=9)  # replaced where it lay
+    keys[130:135], keys[500:505] = KEYS[500:505], KEYS[130:135]  # moved
+    wishes, _ = boot([999], rows, Recorded(CHUNK, keys))
+    assert wished(wishes) == (set(range(100, 140)) - set(range(130, 135))) | set(range(500, 505))
+    replaced = next(wish for wish in wishes if wish.first <= 100 < wish.first + wish.count)
+    moved = next(wish for wish in wishes if wish.first <= 502 < wish.first + wish.count)
+    assert replaced.confidence < moved.confidence
+
+
+def test_a_foreign_profile_finds_nothing() -> None:
+    _, rows = boot(list(range(100)))
+    wishes, _ = boot([1], rows, Recorded(CHUNK, unlike_keys(1_000, seed=3)))
+    assert not wishes
+
+
+def test_a_replay_that_nobody_follows_stops() -> None:
+    """1,000 chunks are known; of those 16 MiB are wished for without evidence, and a stage more."""
+    _, rows = boot(list(range(1_000)))
+    image = Recorded(CHUNK, KEYS)
+    arm = Replay()
+    arm.taught(image, rows)
+    wishes = list(arm.opened(image, 0.0))
+    assert len(wished(wishes)) * CHUNK < 24 * 2**20
+    for chunk in range(400):
+        wishes += arm.observe(image, Access(chunk / 100, 1, chunk, 1))
+    assert len(wished(wishes)) == 1_000
+
+
+def test_hosts_share_a_consensus() -> None:
+    _, mine = boot([1, 2, 3])
+    _, theirs = boot([2, 3, 4])
+    both = merge(
+        Profile("a", CHUNK, {"replay": mine}), Profile("a", CHUNK, {"replay": theirs})
+    ).sections["replay"]
+    certain = dict(zip(both["place"].tolist(), confidence_of(both).tolist(), strict=True))
+    assert certain[2] == certain[3] > 0.9
+    assert certain[1] == certain[4] < 0.7
+    assert not len(folded(both[:0], both[:0]))
