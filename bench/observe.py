@@ -16,7 +16,7 @@ import numpy.typing as npt
 from bench.table import Table, publish
 from cachefs.policy.prefetch.plan import Plan
 from cachefs.policy.prefetch.sequential import Sequential
-from cachefs.prefetch.condense import condense
+from cachefs.prefetch.condense import Condenser
 from cachefs.prefetch.prefetcher import access_of
 from cachefs.tiers.board import ACCESS_DTYPE
 from cachefs.units import GIB, KIB
@@ -98,11 +98,13 @@ def batches(
 
 def time_observing(made: list[npt.NDArray[np.void]]) -> float:
     """Return the seconds of processor that the batches take."""
-    arm, image, plan = Sequential(), Image(), Plan()
+    arm, image, plan, condenser = Sequential(), Image(), Plan(), Condenser()
     arm.opened(image, 0.0)
     begun_s = time.process_time()
+    missed = 0
     for records in made:
-        for span in condense(records):
+        missed += int((records["by_lane"] == 0).sum())
+        for span in condenser.spans(records, missed):
             access = access_of(span, IMAGE_BYTES, CHUNK_BYTES)
             if access is None:
                 continue

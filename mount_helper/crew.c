@@ -1,10 +1,7 @@
 /*
  * The crew: the threads that read requests from the kernel, and how they take turns.
  *
- * As long as hits come from memory, `wanted` readers are enough, and one is best while each request comes after the last
- * answer: then it stays on the processor where the guest left it, and no other one has to be woken for the next request.
- * A reader's load is how often there is another request when it has got one; it asks the kernel now and then. When the load
- * is high, it calls another reader; when it is low, it parks and leaves the rest to the others.
+ * As long as hits come from memory, `wanted` readers are enough (docs/decisions/0012).
  *
  * A reader that waits for the disk answers nobody. So before it does, it sees to it that `wanted` others read requests: it
  * calls those that are parked, or starts new ones, up to `most`. When it is back it reads on; there may be more than
@@ -16,7 +13,6 @@
 #include "hits.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/resource.h>
@@ -24,12 +20,6 @@
 #include <unistd.h>
 
 #define READER_NICE -15
-#define FULL_LOAD 1024
-#define HIGH_LOAD (FULL_LOAD / 2)
-#define SOME_LOAD (FULL_LOAD / 4) /* of one who has just begun */
-#define LOW_LOAD (FULL_LOAD / 16)
-#define LOOK_REQUESTS 16   /* between two looks for another request, which take 0.3 us */
-#define LOOKS 8            /* that the load is about */
 #define WAITING_READERS 32 /* that wait for the disk at once: the queue depth that a fast SSD wants */
 
 static void *reader_loop(void *argument);
@@ -99,39 +89,17 @@ static void wait_for_call(struct lane *lane) {
     crew->called -= crew->called > 0;
 }
 
-/* Park, if more than `enough` read requests. */
-static void park(struct lane *lane, uint32_t enough) {
-    struct crew *crew = &lane->crew;
+/* Park, if more than wanted read requests, and the disk has not been met for a while. */
+static void balance(struct reader *self) {
+    struct crew *crew = &self->lane->crew;
+    if (self->calm <= CALM_REQUESTS || atomic_load_explicit(&crew->reading, memory_order_relaxed) <= crew->wanted)
+        return;
     pthread_mutex_lock(&crew->mutex);
-    if (atomic_load(&crew->reading) > enough) {
+    if (atomic_load(&crew->reading) > crew->wanted) {
         atomic_fetch_sub(&crew->reading, 1);
-        wait_for_call(lane);
+        wait_for_call(self->lane);
     }
     pthread_mutex_unlock(&crew->mutex);
-}
-
-/* Is there another request already? */
-static bool is_more_to_do(struct reader *self) {
-    struct pollfd device = {.fd = self->lane->devices[self->device], .events = POLLIN};
-    return poll(&device, 1, 0) == 1 && device.revents == POLLIN;
-}
-
-static void weigh(struct reader *self) {
-    if (++self->requests % LOOK_REQUESTS == 0)
-        self->load += ((is_more_to_do(self) ? FULL_LOAD : 0) - self->load) / LOOKS;
-}
-
-/* Call another reader, or park, as the load wants it. */
-static void balance(struct reader *self) {
-    struct lane *lane = self->lane;
-    uint32_t reading = atomic_load_explicit(&lane->crew.reading, memory_order_relaxed), wanted = lane->crew.wanted;
-    if (self->load > HIGH_LOAD && reading < wanted) {
-        call_reader(lane);
-        self->load = SOME_LOAD;
-    } else if (self->calm > CALM_REQUESTS && reading > (self->load < LOW_LOAD ? 1 : wanted)) {
-        park(lane, self->load < LOW_LOAD ? 1 : wanted);
-        self->load = SOME_LOAD;
-    }
 }
 
 /* One request; false at the end of the mount. */
@@ -146,7 +114,6 @@ static bool serve(struct reader *self) {
         return false;
     }
     self->hit.came_ns = precise_ns();
-    weigh(self);
     bool is_read = (size_t)length >= sizeof *request + sizeof(struct fuse_read_in) && request->opcode == FUSE_READ &&
                    request->len == (size_t)length;
     if (!is_read || !serve_read(self, request))
@@ -173,7 +140,6 @@ static void *reader_loop(void *argument) {
     pthread_mutex_lock(&lane->crew.mutex);
     wait_for_call(lane);
     pthread_mutex_unlock(&lane->crew.mutex);
-    self->load = SOME_LOAD;
     while (!atomic_load(&lane->stop) && serve(self)) {
         wait_for_room(lane);
         self->calm++;

@@ -40,8 +40,6 @@ struct reader {
     struct lane *lane;
     pthread_t thread;
     uint32_t device;
-    uint32_t requests;
-    int load;      /* how often there is another request when it has got one */
     uint32_t calm; /* requests since it last met a hit that was not in memory */
     struct board_counters *counters;
     unsigned char *request; /* REQUEST_SIZE */

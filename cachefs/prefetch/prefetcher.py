@@ -27,7 +27,7 @@ from cachefs.policy.prefetch.budget import Budget
 from cachefs.policy.prefetch.ledger import End, Entry, Ledger
 from cachefs.policy.prefetch.seam import Access, Arm, Wish
 from cachefs.policy.prefetch.sequential import Sequential
-from cachefs.prefetch.condense import Span, condense
+from cachefs.prefetch.condense import Condenser, Span
 from cachefs.prefetch.gather import Batch, Limits, gather
 from cachefs.prefetch.image import OpenImage
 from cachefs.prefetch.jobs import AheadJobs
@@ -93,6 +93,7 @@ class Prefetcher:
         """Called before the arms forget what they know of an image."""
         self._is_blocked = False
         """L1 had no slot to spare, or the pace is to be kept: it is tried again soon."""
+        self._condenser = Condenser()
         self._wake = trio.Event()
         l1.on_used = self._used
         l1.on_dropped = self._dropped
@@ -148,7 +149,7 @@ class Prefetcher:
 
     def observe(self, records: npt.NDArray[np.void]) -> None:
         """Take a batch of accesses from the lane, (n,) ACCESS_DTYPE."""
-        for span in condense(records):
+        for span in self._condenser.spans(records, self._metrics.miss_chunks):
             image = self.images.get(span.inode)
             if image is None:
                 table = self._table_of(span.inode)

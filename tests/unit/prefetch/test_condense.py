@@ -5,7 +5,7 @@ from random import Random
 
 import numpy as np
 
-from cachefs.prefetch.condense import condense
+from cachefs.prefetch.condense import Condenser, condense
 from cachefs.units import KIB, MIB
 from tests.ahead import records, run_of
 
@@ -36,6 +36,29 @@ def test_misses_are_kept_all_and_of_hits_that_jump_the_newest_some() -> None:
     assert spans[-1].time_s > 3.9
     few = condense(records(jumps[:10]))
     assert len(few) == 10
+
+
+def test_hits_that_jump_are_a_thousand_a_second_however_many_there_are() -> None:
+    chance, condenser = Random(4), Condenser()
+    spans = 0
+    for second in range(5):
+        for part in range(100):  # 100,000 hits a second
+            reads = [(chance.randrange(2**20) * 8192, 4096) for _ in range(1000)]
+            batch = records(reads, begin_s=100 + second + part / 100)
+            batch["at_ns"] = (100 + second + part / 100) * 1e9
+            spans += len(condenser.spans(batch, 0))
+    assert 4_500 < spans < 6_500
+    late = records([(chance.randrange(2**20) * 8192, 4096) for _ in range(16)], begin_s=200)
+    assert len(condenser.spans(late, 0)) == 16
+    assert condenser.spans(late[:0], 0) == []
+
+
+def test_what_the_daemon_answers_is_no_miss_unless_it_missed() -> None:
+    chance, condenser = Random(5), Condenser()
+    jumps = [(at * 8192, 4096) for at in chance.sample(range(2**20), 4000)]
+    assert len(condenser.spans(records(jumps, by_lane=False), 0)) < 300
+    assert len(condenser.spans(records(jumps, by_lane=False), 2000)) == 4000
+    assert len(condenser.spans(records(jumps, by_lane=False), 2000)) < 300
 
 
 def test_a_run_among_hits_that_jump_is_not_lost() -> None:
