@@ -201,7 +201,6 @@ class Results:
 
     def add(self, name: str, start: Start, without: Start | None = None) -> None:
         """Add a start; `without`: the same one without a profile."""
-        read_bytes = start.fetched_bytes - start.unread_bytes
         self.table.add(
             name,
             f"{start.seconds:.1f}",
@@ -209,7 +208,7 @@ class Results:
             f"{without.wait_s / start.wait_s:.1f} x" if without else "",
             f"{start.requests}",
             size(start.fetched_bytes),
-            f"{start.fetched_bytes / read_bytes:.2f}",
+            f"{_share_of_need(start, without):.2f}",
         )
         for note in self._verdicts(name, start, without):
             self.table.notes.append(note)
@@ -222,9 +221,15 @@ class Results:
         less = without.wait_s / start.wait_s
         verdict = "aim reached" if less >= AIM else "reached" if less >= LEAST else "MISSED"
         yield f"{name}: {less:.1f} times less wait; {LEAST} wanted, aim {AIM}: {verdict}."
-        ratio = start.fetched_bytes / (start.fetched_bytes - start.unread_bytes)
+        ratio = _share_of_need(start, without)
         if ratio > MOST_BYTES:
             yield f"{name}: {ratio:.2f} of the bytes that were read; {MOST_BYTES} wanted: MISSED."
+
+
+def _share_of_need(start: Start, without: Start | None) -> float:
+    """Return the bytes fetched, gaps included, by those that the start without a profile read."""
+    need = without or start
+    return start.fetched_bytes / (need.fetched_bytes - need.unread_bytes)
 
 
 def measure(host: Host, work: Path, *, with_check: bool, with_snapshot: bool) -> Table:

@@ -12,14 +12,12 @@ from typing import Protocol
 from cachefs.model.chunk import ChunkRef
 from cachefs.policy.prefetch.plan import Plan
 from cachefs.prefetch.image import OpenImage
-from cachefs.units import MIB
+from cachefs.tiers.ranges import MOST_GAP_AHEAD
 
 _MOST_LOOKED_AT = 1024
 """Chunks in one step: about 4 ms of the event loop."""
 
 _MOST_RANGES = 4
-_NEAR_BYTES = MIB
-"""Frames with a gap of less between them are one range, as a fetcher plans it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,4 +118,6 @@ def _add(batch: Batch, index: int, ref: ChunkRef) -> None:
 
 
 def _follows(last: ChunkRef, ref: ChunkRef) -> bool:
-    return last.pack == ref.pack and abs(ref.offset - last.offset - last.frame_bytes) < _NEAR_BYTES
+    return (
+        last.pack == ref.pack and abs(ref.offset - last.offset - last.frame_bytes) <= MOST_GAP_AHEAD
+    )

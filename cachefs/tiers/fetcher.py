@@ -53,7 +53,7 @@ from cachefs.tiers.jobs import (
 from cachefs.tiers.l2.l2 import L2
 from cachefs.tiers.landing import Landing, Plain, SlotWriter
 from cachefs.tiers.profiles import is_profile, profile_key_in_l2, share_profile
-from cachefs.tiers.ranges import Range, plan_ranges
+from cachefs.tiers.ranges import MOST_GAP_AHEAD, Range, plan_ranges
 from cachefs.tiers.request_cost import local_cost, s3_cost
 from cachefs.units import MIB
 
@@ -141,7 +141,8 @@ class Fetcher:
         fetched = [_NOT_TRIED if wanted.pack else _IN_NO_STORE for wanted in job.wanted]
         with self._costing:
             limits = self._cost.limits()
-        all_ranges = plan_ranges(job.wanted, limits.gap_bytes, limits.range_bytes)
+        gap_bytes = min(limits.gap_bytes, MOST_GAP_AHEAD) if job.is_ahead else limits.gap_bytes
+        all_ranges = plan_ranges(job.wanted, gap_bytes, limits.range_bytes)
         ranges = [one for one in all_ranges if one.pack]
         frame_bytes = bypassed = 0
         give_up_s = time.monotonic() + _OUTAGE_S

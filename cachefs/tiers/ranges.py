@@ -6,6 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from cachefs.units import KIB
+
+MOST_GAP_AHEAD = 32 * KIB
+"""Read along by a job ahead: a frame or so. Nobody waits for its requests, but its bytes count."""
+
 
 class Framed(Protocol):
     """Anything that has a place in a pack."""

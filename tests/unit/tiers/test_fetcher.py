@@ -397,3 +397,18 @@ def test_of_a_job_ahead_it_is_told_what_has_landed_before_all_has(
     assert len(told) >= 2
     assert len(set(members)) == len(members)
     assert landed == [plain(member) for member in members]
+
+
+def test_a_job_ahead_reads_smaller_gaps_along(
+    store: Store, fetcher: Fetcher, tmp_path: Path, segment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_GAP_AHEAD", 0)
+    wanted = wanted_of(store, tmp_path, str(segment))[::2]
+    needed = fetcher.answer(ChunkJob(1, tuple(wanted)))
+    ahead = fetcher.answer(ChunkJob(2, tuple(wanted), is_ahead=True))
+    assert isinstance(needed, ChunksDone)
+    assert isinstance(ahead, ChunksDone)
+    assert needed.requests == 1
+    assert needed.frame_bytes > ahead.frame_bytes == sum(one.frame_bytes for one in wanted)
+    assert ahead.requests == len(wanted)
+    assert outcomes(ahead) == [Outcome.KEPT] * len(wanted)
