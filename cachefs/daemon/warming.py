@@ -61,14 +61,15 @@ class Warmings:
     async def _start(self, name: str, request: dict[str, Any]) -> None:
         if self._prefetcher is None:
             raise UsageError("this mount fetches nothing ahead: mount it without 'noprefetch'")
+        node = self._node(name)
+        table = await self._table_of(node.version.manifest)
+        ranges = await self._ranges(node, table, request)
+        # From here on nothing is awaited: of two that ask at once one is first.
         running = [n for n, w in self._warmings.items() if w.progress.state == "running"]
         if name in running:
             raise ConflictError(f"'{name}' is being warmed already")
         if len(running) >= _MOST_AT_ONCE:
             raise ConflictError(f"{len(running)} images are being warmed already")
-        node = self._node(name)
-        table = await self._table_of(node.version.manifest)
-        ranges = await self._ranges(node, table, request)
         warming = Warming(
             self._prefetcher.jobs,
             self._prefetcher.limits,
@@ -86,7 +87,9 @@ class Warmings:
         """Return what is to be warmed, in its order: by a profile, ranges in bytes, or all."""
         if path := request.get("profile"):
             profile = await trio.to_thread.run_sync(read_profile, Path(str(path)))
-        elif request.get("boot_set") and self._profiles is not None:
+        elif request.get("boot_set"):
+            if self._profiles is None:
+                raise UsageError("nothing is learned here, so no boot set is known")
             profile = await self._profiles.of(node.name)
         elif parts := request.get("ranges"):
             return [of_bytes(table, begin, end) for begin, end in parts]

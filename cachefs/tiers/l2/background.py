@@ -33,6 +33,9 @@ _MOST_LEAVING = 1024
 
 _IDLE_S = 3600.0
 
+NO_FRAME = 0
+"""In place of a plain length: these bytes are kept as they are."""
+
 Encode = Callable[[bytes | memoryview], bytes]
 
 
@@ -83,7 +86,7 @@ class Background:
         threading.Thread(target=self._run, name="l2-background", daemon=True).start()
 
     def add(self, frames: Sequence[tuple[bytes, memoryview, int]]) -> None:
-        """Queue frames (chunk id, frame, plain length) as far as there is room."""
+        """Queue frames (chunk id, frame, plain length or NO_FRAME) as far as there is room."""
         dropped = 0
         with self._wake:
             for identity, frame, plain_bytes in frames:
@@ -161,7 +164,9 @@ class Background:
                 self.queued_bytes -= taken_bytes
 
     def _recoded(self, frame: bytes, plain_bytes: int) -> bytes:
-        return self._encode(decode_frame(frame, plain_bytes)) if self._recodes else frame
+        if not self._recodes or plain_bytes == NO_FRAME:
+            return frame
+        return self._encode(decode_frame(frame, plain_bytes))
 
     def _put(self, batch: dict[bytes, bytes]) -> int:
         taken = 0

@@ -13,16 +13,20 @@ from collections.abc import Callable, Sequence
 from cachefs.errors import TierError
 from cachefs.tiers.breaker import Breaker, State
 from cachefs.tiers.jobs import ChunkJob, ChunksDone, Fetched, L2Report, Leaving, Outcome, Wanted
-from cachefs.tiers.l2.background import Background
+from cachefs.tiers.l2.background import NO_FRAME, Background
 from cachefs.tiers.l2.bounded import Hedged
 from cachefs.tiers.l2.breaker import BypassedError
 from cachefs.tiers.l2.counts import READING, Counts
 from cachefs.tiers.l2.seam import FrameTier
+from cachefs.units import MIB
 
 logger = logging.getLogger(__name__)
 
 Land = Callable[[Wanted, memoryview], Fetched]
 FetchFromStore = Callable[[ChunkJob], ChunksDone]
+
+_MOST_VALUE_BYTES = MIB
+"""Of what is no frame: more might not come within the time that a reader waits for L2."""
 
 _LANDED = (Outcome.KEPT, Outcome.UNKEPT)
 
@@ -111,18 +115,20 @@ class L2:
 
     def value(self, key: bytes) -> bytes | None:
         """Return what is kept under a key that is no chunk's, None if nothing is or L2 fails."""
+        if not self._asking.acquire(timeout=self._wait_s):
+            return None
         try:
             return self._tier.get([key], self._wait_s)[0]
         except TierError as error:
             logger.debug("L2 does not say: %s", error)
             return None
+        finally:
+            self._asking.release()
 
     def keep_value(self, key: bytes, value: bytes) -> None:
-        """Keep something that is no frame under a key that is no chunk's; it may be lost."""
-        try:
-            self._tier.put({key: value}, self._wait_s)
-        except TierError as error:
-            logger.debug("L2 does not keep it: %s", error)
+        """Keep something that is no frame, some time soon; it may be lost, and is if it is long."""
+        if len(value) <= _MOST_VALUE_BYTES:
+            self._background.add([(key, memoryview(value), NO_FRAME)])
 
     def demote(self, leaving: Sequence[Leaving]) -> None:
         """See to it that L2 has these chunks, some time soon."""

@@ -17,6 +17,7 @@ from cachefs.tiers.jobs import Failed, ProfileFound, ProfileJob
 from cachefs.tiers.l2.build import open_l2
 from cachefs.tiers.profiles import share_profile
 from tests.l2_servers import redis_server
+from tests.mount.mounts import wait_for
 from tests.stores import new_store
 
 
@@ -105,10 +106,12 @@ def test_a_fetcher_answers(store: Store) -> None:
 def test_l2_has_a_copy_that_is_asked_first_and_not_believed(store: Store, tmp_path: Path) -> None:
     with redis_server(tmp_path) as redis:
         l2 = open_l2(L2Section(url=f"redis://127.0.0.1:{redis.port}", timeout_s=5))
+        l2.start()
         fetcher = Fetcher(store.url, store.identity, None, l2)
         shared = fetcher.answer(ProfileJob(1, "a", run_of(1, 2)))
         assert isinstance(shared, ProfileFound)
         assert shared.data
+        wait_for(redis.frames, "the copy")
         (Path(store.url.removeprefix("file://")) / profile_key("a")).unlink()
         assert fetcher.answer(ProfileJob(2, "a")) == ProfileFound(2, shared.data)
         [key] = redis.frames()
