@@ -9,9 +9,11 @@ Concurrency: event loop only. A hit is answered where it is taken; each other re
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 
 import pyfuse3
 import trio
@@ -26,10 +28,27 @@ _GIVEN_BACK = 1
 """Set in the unique of a read (they are even) that the lane is to keep and to pass on again."""
 
 _MOST_AT_ONCE = 16
-"""Reads taken before other tasks get their turn: of 1 MiB each, about 3 ms."""
+"""Reads taken together: of 1 MiB each, about 3 ms."""
 
 _MOST_TASKS = 4096
 """Reads that wait at the same time. Those behind them wait in the lane, hits too."""
+
+_LINGER_S = 0.00015
+"""A reader that asks for one hit after the other asks again in less: to wait so long for it right
+here takes less time than a turn of the event loop. Not while others wait for anything."""
+
+_SELECT_LIMIT = 1024
+"""FD_SETSIZE: select knows smaller file descriptors only."""
+
+_TURN_S = 0.002
+"""How long other tasks wait for their turn at most, beside 16 reads."""
+
+_TELL_AFTER_S = 0.002
+_TELL_AT = 64
+"""The lane is told of answers when there are so many, or so old."""
+
+_MOST_TOLD = 256
+"""Uniques in one message: the kernel keeps so short a one in one piece."""
 
 ReadHit = Callable[[int, int, int], memoryview | None]
 """Inode, offset, size: the bytes if they are here now, valid until the next call."""
@@ -46,30 +65,47 @@ class Reads:
         self._read = read
         self._answered: list[bytes] = []
         """Uniques that the lane has not been told of."""
+        self._has_answered = trio.Event()
+        self._done_s = 0.0
+        """When the last read was answered, or its task started."""
         self._room = trio.Semaphore(_MOST_TASKS)
 
     async def run(self, reads: socket.socket) -> None:
         """Answer until cancelled, or until the lane is gone; close the socket."""
         reads.setblocking(False)
         with reads:
-            async with trio.open_nursery() as nursery:
-                await self._take_all(reads, nursery)
+            async with trio.open_nursery() as telling:
+                telling.start_soon(self._tell_in_time, reads)
+                async with trio.open_nursery() as nursery:
+                    await self._take_all(reads, nursery)
+                self._tell_lane(reads)
+                telling.cancel_scope.cancel()
 
     async def _take_all(self, reads: socket.socket, nursery: trio.Nursery) -> None:
         while True:
             await trio.lowlevel.wait_readable(reads)
+            end_s = perf_counter() + _TURN_S
             try:
-                data = reads.recv(_MOST_AT_ONCE * _READ.size)
+                while await self._take_some(reads, nursery) and perf_counter() < end_s:
+                    pass
             except BlockingIOError:
                 continue
             except ConnectionResetError:
                 return
-            if not data:
-                return
-            for read in _READ.iter_unpack(data):
-                if not self._answer_hit(*read):
-                    await self._start_task(nursery, reads, read)
+
+    async def _take_some(self, reads: socket.socket, nursery: trio.Nursery) -> bool:
+        """Take what is there; true if more has come meanwhile, or while it was waited for."""
+        data = reads.recv(_MOST_AT_ONCE * _READ.size)
+        if not data:
+            raise ConnectionResetError
+        is_soon = perf_counter() < self._done_s + _LINGER_S
+        for read in _READ.iter_unpack(data):
+            if not self._answer_hit(*read):
+                await self._start_task(nursery, reads, read)
+        if len(self._answered) >= _TELL_AT:
             self._tell_lane(reads)
+        self._done_s = perf_counter()
+        return is_soon and self._room.value == _MOST_TASKS and _is_readable(reads, _LINGER_S)
 
     def _answer_hit(
         self, unique: int, inode: int, offset: int, size_bytes: int, device: int
@@ -87,7 +123,6 @@ class Reads:
         try:
             self._room.acquire_nowait()
         except trio.WouldBlock:
-            self._tell_lane(reads)
             await self._room.acquire()
         nursery.start_soon(self._answer_later, reads, *read)
 
@@ -111,19 +146,36 @@ class Reads:
         finally:
             self._room.release()
         self._note_answered(unique)
-        self._tell_lane(reads)
+        if len(self._answered) >= _TELL_AT:
+            self._tell_lane(reads)
 
     def _note_answered(self, unique: int) -> None:
+        if not self._answered:
+            self._has_answered.set()
         self._answered.append(unique.to_bytes(8, "little"))
 
+    async def _tell_in_time(self, reads: socket.socket) -> None:
+        while True:
+            await self._has_answered.wait()
+            self._has_answered = trio.Event()
+            await trio.sleep(_TELL_AFTER_S)
+            self._tell_lane(reads)
+            while self._answered:
+                await trio.lowlevel.wait_writable(reads)
+                self._tell_lane(reads)
+
     def _tell_lane(self, reads: socket.socket) -> None:
-        """Say what has been answered; what has no room in the socket is said with the next."""
-        if not self._answered:
-            return
+        """Say what has been answered; what has no room in the socket is said later."""
         try:
-            reads.send(b"".join(self._answered))
+            while self._answered:
+                reads.send(b"".join(self._answered[:_MOST_TOLD]))
+                del self._answered[:_MOST_TOLD]
         except BlockingIOError:
             return
         except OSError:
-            pass  # the lane is gone: nobody is left to be told
-        self._answered.clear()
+            self._answered.clear()  # the lane is gone: nobody is left to be told
+
+
+def _is_readable(reads: socket.socket, patience_s: float) -> bool:
+    """Wait on this thread; select counts in microseconds, poll and epoll in milliseconds."""
+    return reads.fileno() < _SELECT_LIMIT and bool(select.select([reads], [], [], patience_s)[0])

@@ -2,7 +2,7 @@
 
 Reads that continue each other without a gap become one access, also where readers interleave. What
 is left are jumps; of those that were hits only the newest are kept, one for sixteen records, so
-that to be observed costs a hit less than a microsecond. Of all hits about a thousand a second are
+that to be observed costs a hit less than a microsecond. Of all hits about five hundred a second are
 kept, so that all together cost a few percent of a core, however many the lane answers. Misses are
 kept all.
 """
@@ -18,10 +18,10 @@ _LEAST_KEPT = 16
 _KEPT_SHARE = 16
 """An access costs the arms 6 to 12 us, and one in so many hits that jump is told to them."""
 
-_HITS_PER_S = 1000
+_HITS_PER_S = 500
 """Spans of hits that are told in a second."""
-_MOST_SAVED = 100
-"""Of those not used: what is told at once holds up the event loop, for 3 ms at most."""
+_MOST_SAVED = 50
+"""Of those not used: what is told at once holds up the event loop, for 2 ms at most."""
 
 _ALL = 1 << 32
 

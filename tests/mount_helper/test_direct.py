@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,7 @@ def test_a_daemon_dies_after_its_answer_and_before_its_word_about_it(tiny_mount:
     for number in range(6):
         offset = number * 4096
         assert read_direct(tiny_mount.data, offset, 4096) == expected(DATA, offset, 4096)
+        time.sleep(0.02)  # what was answered is told a little later
     wait_for(lambda: tiny_mount.lane("kept") == 0, "nothing kept")
     assert tiny_mount.part("daemon")["restarts"] in {1, 2}
     assert tiny_mount.lane("resent") >= 1
