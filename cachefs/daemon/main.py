@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy.ma  # noqa: F401  np.unique loads it at its first use, which takes 25 ms
 import trio
 from prometheus_client import CollectorRegistry, start_http_server
 

@@ -167,7 +167,7 @@ class Prefetcher:
 
     def _remember(self, records: npt.NDArray[np.void]) -> None:
         """Let each image remember what was touched last."""
-        for inode in np.unique(records["inode"]).tolist():
+        for inode in set(records["inode"].tolist()):
             image = self.images.get(inode)
             if image is not None:
                 mine = records[(records["inode"] == inode) & (records["length"] > 0)]

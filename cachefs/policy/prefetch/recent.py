@@ -13,6 +13,8 @@ from cachefs.policy.prefetch.learner import MOST_ROWS, SECTIONS, Rows, keys_at
 from cachefs.policy.prefetch.seam import Image
 
 _NEVER = np.float32(0)
+_FEW = 16
+"""Accesses that are quicker one by one: large reads come a few at a time."""
 
 
 class Recent:
@@ -35,9 +37,17 @@ class Recent:
         if self._begin_s is None:
             self._begin_s = float(time_s[0])
         since_s = np.maximum(time_s - self._begin_s, 0) + 1
+        if len(first) < _FEW:
+            for begin, length, when_s in zip(
+                first.tolist(), count.tolist(), since_s.tolist(), strict=True
+            ):
+                part = self._touched_s[begin : begin + length]
+                np.maximum(part, when_s, out=part)
+            return
         for ahead in range(int(count.max())):
             inside = (count > ahead) & (first + ahead < len(self._touched_s))
-            self._touched_s[first[inside] + ahead] = since_s[inside]
+            chunks = first[inside] + ahead
+            self._touched_s[chunks] = np.maximum(self._touched_s[chunks], since_s[inside])
 
     def chunks(self, now_s: float, lately_s: float) -> npt.NDArray[np.int64]:
         """Return the chunks that were touched in the last `lately_s`, the newest first, (n,)."""

@@ -46,3 +46,15 @@ def test_as_a_profile_it_lays_out_what_was_newest_first_and_merged() -> None:
     assert places[0][0] >= 900  # the first stage is the last 16 chunks
     assert len(places) < len(order) / 4
     assert np.all(rows["seen"] == 1)
+
+
+def test_many_accesses_at_once_are_the_same_as_one_by_one() -> None:
+    rng = np.random.default_rng(7)
+    first, count = rng.integers(0, 1000, 60), rng.integers(1, 20, 60)
+    time_s = np.arange(60, dtype=np.float64)
+    together, apart = Recent(1000), Recent(1000)
+    together.touch(first, count, time_s)
+    for at in range(60):
+        apart.touch(first[at : at + 1], count[at : at + 1], time_s[at : at + 1])
+    assert together.chunks(60, 100).tolist() == apart.chunks(60, 100).tolist()
+    assert together.chunks(60, 10).tolist() == apart.chunks(60, 10).tolist()
