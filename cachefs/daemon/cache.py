@@ -21,7 +21,7 @@ from cachefs.policy.evict.names import POLICIES, make_policy
 from cachefs.policy.evict.order import Ticks
 from cachefs.tiers.board import SlotBoard
 from cachefs.tiers.keeper import Keeper
-from cachefs.tiers.l1 import L1
+from cachefs.tiers.l1 import L1, MakePolicy
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Cache:
         if name not in POLICIES:
             raise UsageError(f"no policy '{name}': there are {', '.join(POLICIES)}")
         if name != self.policy:
-            self.l1.change_policy(lambda: make_policy(name, self.ticks))
+            self.l1.change_policy(_maker(name, self.ticks))
             self.policy = name
 
     async def save_recency(self) -> None:
@@ -88,12 +88,16 @@ def open_cache(
     database, is_new = open_database(folder.index_path, folder.segments_path)
     ticks, name = Ticks(), config.eviction.policy
     quota_bytes = config.l1.quota_bytes
-    l1 = L1(folder, database, quota_bytes, lambda: make_policy(name, ticks), metrics, board)
+    l1 = L1(folder, database, quota_bytes, _maker(name, ticks), metrics, board)
     if not is_new:
         _restore_recency(folder, l1)
     if l1.epoch.unclean_start:
         logger.warning("the last stop was not clean: chunks in L1 are verified at first use")
     return Cache(folder, database, l1, Keeper(l1, config.l1.free_floor_bytes), ticks, name)
+
+
+def _maker(name: str, ticks: Ticks) -> MakePolicy:
+    return lambda most_slots: make_policy(name, ticks, most_slots=most_slots)
 
 
 def _restore_recency(folder: CacheFolder, l1: L1) -> None:

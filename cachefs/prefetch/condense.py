@@ -61,8 +61,10 @@ class Condenser:
             self._allowed = min(_MOST_SAVED, self._allowed + earned)
             self._as_of_ns = now_ns
         missed, self._missed_chunks = missed_chunks - self._missed_chunks, missed_chunks
-        spans = condense(records, int(self._allowed), max(_LEAST_KEPT, 2 * missed))
-        self._allowed = max(0.0, self._allowed - sum(span.is_hit for span in spans))
+        most_misses = max(_LEAST_KEPT, 2 * missed)
+        spans = condense(records, int(self._allowed), most_misses)
+        misses = min(most_misses, sum(not span.is_hit for span in spans))
+        self._allowed = max(0.0, self._allowed - (len(spans) - misses))
         return spans
 
 

@@ -47,6 +47,9 @@ _FAILURES, _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2, 0.5, 10.0
 _MOST_USES = 4096
 """Told in one go, some 0.2 ms; at more hits than that in a keeper's turn it is done between."""
 
+MakePolicy = Callable[[int], EvictionPolicy]
+"""Makes the policy of a class of slots, of which there will be so many at most."""
+
 
 class L1:
     """The local tier over a cache folder."""
@@ -56,7 +59,7 @@ class L1:
         folder: CacheFolder,
         database: Database,
         quota_bytes: int,
-        make_policy: Callable[[], EvictionPolicy],
+        make_policy: MakePolicy,
         metrics: Metrics,
         board: SlotBoard | None = None,
     ) -> None:
@@ -150,12 +153,12 @@ class L1:
             if mine.any():
                 held.used(slots[mine] & INDEX_MASK)
 
-    def change_policy(self, make_policy: Callable[[], EvictionPolicy]) -> None:
+    def change_policy(self, make_policy: MakePolicy) -> None:
         """Rank by other policies from now on; they take over how recently each slot was used."""
         self.tell_uses()
         self._make_policy = make_policy
         for held in self.classes.values():
-            held.change_policy(make_policy())
+            held.change_policy(make_policy(self._most_slots(held.segment.slot_bytes)))
 
     def pin(self, slot: int) -> None:
         """Hold a slot: its chunk stays until as many calls of `unpin`."""
@@ -285,10 +288,15 @@ class L1:
         slot_bytes = slot_bytes_of(number)
         extent_bytes = extent_slots * slot_bytes or extent_bytes_for(self.quota_bytes, slot_bytes)
         segment = Segment(self.folder.segments_path, number, extent_bytes)
-        self.classes[number] = ClassSlots(segment, self._make_policy(), self.metrics)
+        policy = self._make_policy(self._most_slots(slot_bytes))
+        self.classes[number] = ClassSlots(segment, policy, self.metrics)
         self._extent_slots[number] = segment.extent_slots
         if self._is_loaded:
             self.board.own_segment(number, segment.fd)
+
+    def _most_slots(self, slot_bytes: int) -> int:
+        """Return how many slots a class has when it alone has grown to the quota."""
+        return self.quota_bytes // slot_bytes
 
     def _load(self) -> None:
         """Take over the extents and occupied slots of an earlier run; no scan of chunks."""

@@ -157,7 +157,7 @@ class Play:
 def lied_to(choice: Random) -> Iterator[Play]:
     with TemporaryDirectory() as folder, opened_cache(Path(folder) / "c") as cache:
         cache.l1.quota_bytes = QUOTA_BYTES
-        cache.l1.change_policy(lambda: Liar(choice))
+        cache.l1.change_policy(lambda _: Liar(choice))
         yield Play(cache, choice)
 
 
@@ -228,7 +228,7 @@ def test_what_must_not_be_named_is_left_counted_and_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with lied_to(Random(1)) as play:
-        play.cache.l1.change_policy(lambda: Lru(Ticks()))
+        play.cache.l1.change_policy(lambda _: Lru(Ticks()))
         held = filled(play, 6)
         occupied = sorted(play.resident())
         [filling] = play.cache.l1.take_free(4 * KIB, 1)
@@ -253,7 +253,7 @@ def test_what_must_not_be_named_is_left_counted_and_logged_once(
 
 def test_uses_of_slots_that_are_not_there_reach_no_policy() -> None:
     with lied_to(Random(1)) as play:
-        play.cache.l1.change_policy(lambda: Lru(Ticks()))
+        play.cache.l1.change_policy(lambda _: Lru(Ticks()))
         held = filled(play, 3)
         first = min(play.resident())
         told: list[list[int]] = []

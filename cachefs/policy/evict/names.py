@@ -27,8 +27,11 @@ POLICIES = (*STATIC, "ml")
 """All names."""
 
 
-def make_policy(name: str, ticks: Ticks, seed: int = 0) -> Lru:
-    """Return a new policy by its name, one of POLICIES; `seed` is for what `ml` draws."""
+def make_policy(name: str, ticks: Ticks, seed: int = 0, most_slots: int = 0) -> Lru:
+    """Return a new policy by its name, one of POLICIES; `seed` is for what `ml` draws.
+
+    `most_slots`: as many it may get by and by; `ml` compares policies for a cache of that size.
+    """
     if name == "ml":
-        return Learned(ticks, seed)
+        return Learned(ticks, seed, most_slots=most_slots)
     return STATIC[name](ticks)

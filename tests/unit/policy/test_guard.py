@@ -235,3 +235,14 @@ def test_the_ruler_changes_while_uses_are_not_digested_yet() -> None:
     assert shadow is not None
     assert len(shadow._slot_of) == 16
     assert shadow.use_many(rows_of(list(range(100, 200))), np.arange(100)) == [False] * 100
+
+
+def test_a_cache_that_has_to_grow_is_compared_as_it_will_be() -> None:
+    small, growing = Learned(Ticks()), Learned(Ticks(), most_slots=1 << 20)
+    for policy in (small, growing):
+        policy.grow(1024)
+    assert small.guard.rate == 1
+    assert growing.guard.rate > 256
+    assert growing.guard.shadow_slots >= 1024
+    growing.grow(1 << 20)
+    assert growing.guard.rate == Learned(Ticks(), most_slots=1 << 20).guard.rate

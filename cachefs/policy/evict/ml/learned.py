@@ -41,11 +41,18 @@ Training = Callable[[], Model]
 class Learned(Ranker):
     """See EvictionPolicy."""
 
-    def __init__(self, ticks: Ticks, seed: int = 0, model: type[Trees | Logistic] = Trees) -> None:
+    def __init__(
+        self,
+        ticks: Ticks,
+        seed: int = 0,
+        model: type[Trees | Logistic] = Trees,
+        *,
+        most_slots: int = 0,
+    ) -> None:
         super().__init__(ticks, seed, Memory(Past(), Places()))
         self.trainings = 0
         self.samples = Samples()
-        self.guard = Guard(0, self.memory, seed)
+        self.guard = Guard(most_slots, self.memory, seed)
         self.kind = model
         """Of the models to come."""
         self._seed = seed
