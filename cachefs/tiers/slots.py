@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 _LEAST_FREE = 16
 """A burst of one 1 MiB read in 64 KiB chunks finds its slots without waiting."""
 
+_MOST_LEARNED = 1024
+"""Of uses that are told together, the newest: 20,000 a second in the daemon's rhythm. A policy that
+learns takes 1 us for each, and a lane may answer ten times as many."""
+
 
 class ClassSlots:
     """Free -> filling -> occupied -> (evicted, until the commit) -> free."""
@@ -131,7 +135,11 @@ class ClassSlots:
         """
         holds = np.frombuffer(self._holds, np.uint8)
         indexes = indexes[indexes < len(holds)]
-        self.policy.touch_many(indexes[holds[indexes] != 0])
+        indexes = indexes[holds[indexes] != 0]
+        if len(indexes) > _MOST_LEARNED:
+            self.policy.renew_many(indexes[:-_MOST_LEARNED])
+            indexes = indexes[-_MOST_LEARNED:]
+        self.policy.touch_many(indexes)
 
     def release(self, slots: Iterable[int]) -> None:
         """The commit that emptied these slots is done."""

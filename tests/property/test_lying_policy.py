@@ -263,6 +263,20 @@ def test_uses_of_slots_that_are_not_there_reach_no_policy() -> None:
         assert told == [[first & INDEX_MASK] * 2]
 
 
+def test_of_very_many_uses_the_policy_learns_from_the_newest() -> None:
+    with lied_to(Random(1)) as play:
+        play.cache.l1.change_policy(lambda _: Lru(Ticks()))
+        held = filled(play, 3)
+        one, two, three = sorted(play.resident())
+        told: list[list[int]] = []
+        renewed: list[list[int]] = []
+        held.policy.touch_many = lambda slots: told.append(slots.tolist())  # type: ignore[method-assign]
+        held.policy.renew_many = lambda slots: renewed.append(slots.tolist())  # type: ignore[method-assign]
+        play.cache.l1.touch_many(np.array([one, two] + [three] * 1023, np.uint32))
+        assert renewed == [[one & INDEX_MASK]]
+        assert told == [[two & INDEX_MASK] + [three & INDEX_MASK] * 1023]
+
+
 def test_a_chunk_that_is_dropped_twice_frees_its_slot_once() -> None:
     with lied_to(Random(1)) as play:
         held = filled(play, 2)

@@ -53,6 +53,10 @@ class Lru:
         """See EvictionPolicy."""
         self._renewed(slots)
 
+    def renew_many(self, slots: Slots) -> None:
+        """See EvictionPolicy."""
+        self.touch_many(slots)
+
     def evict(self, count: int, keep: Keep) -> list[int]:
         """See EvictionPolicy."""
         return self._used.pop_many(count, keep)

@@ -64,6 +64,10 @@ class EvictionPolicy(Protocol):
         """Chunks were read, in this order. Slots that are empty by now are passed over."""
         ...
 
+    def renew_many(self, slots: Slots) -> None:
+        """As `touch_many`, of so many reads that not each needs to be learned from."""
+        ...
+
     def evict(self, count: int, keep: Keep) -> list[int]:
         """Choose up to `count` slots, none that `keep` holds, and hold them for empty from now on.
 

@@ -206,6 +206,20 @@ def test_a_restart_takes_over_the_recency(name: str) -> None:
         new.restore(np.zeros((2, 2), np.uint32))
 
 
+@pytest.mark.parametrize("name", ["lru", "lfu", "arc", "ml"])
+def test_what_was_used_with_too_many_others_to_learn_from_stays(name: str) -> None:
+    policy = make_policy(name, Ticks())
+    policy.grow(40)
+    for slot in range(40):
+        policy.insert(slot, Arrival(key=slot + 1))
+    policy.touch_many(np.arange(40))
+    for _ in range(3):
+        policy.renew_many(np.arange(20))
+        policy.renew_many(np.array([3, 39, 39]))
+    assert policy.coldest_slot() == 20
+    assert not set(policy.evict(10, nothing)) & {*range(20), 39}
+
+
 @each_policy
 def test_uses_of_empty_slots_are_passed_over(name: str) -> None:
     policy = make_policy(name, Ticks())

@@ -95,6 +95,12 @@ class Learned(Ranker):
         if self._expert is not None:
             self._expert.touch_many(slots)
 
+    def renew_many(self, slots: Slots) -> None:
+        """See EvictionPolicy."""
+        super().renew_many(slots)
+        if self._expert is not None:
+            self._expert.touch_many(slots)
+
     def evict(self, count: int, keep: Keep) -> list[int]:
         """See EvictionPolicy."""
         held = self._used.count

@@ -79,6 +79,10 @@ class Ranker(Lru):
         if len(self._log) >= _MOST_LOG:
             self._digest()
 
+    def renew_many(self, slots: Slots) -> None:
+        """See EvictionPolicy."""
+        self.memory.slots["last"][self._renewed(slots)] = self.memory.now
+
     def evict(self, count: int, keep: Keep) -> list[int]:
         """See EvictionPolicy."""
         if self._is_lru() and len(self._used.stamps) <= _MOST_EXACT:
