@@ -22,6 +22,7 @@ from mount_helper.errors import MountError as HelperError
 
 _ANSWER_WAIT_S = 10.0
 _SCRUB_WAIT_S = 24 * 3600.0
+_START_WAIT_S = 2.0
 _ANSWER_DEADLINES = 2
 """The lane sends a request again when the daemon had twice a read's deadline for it."""
 
@@ -221,7 +222,7 @@ def ask_daemon(folder: Path, request: dict[str, Any], wait_s: float) -> dict[str
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(wait_s)
         try:
-            connection.connect(str(folder / rundir.DAEMON_SOCKET))
+            _connect(connection, folder / rundir.DAEMON_SOCKET)
             connection.sendall(json.dumps(request).encode() + b"\n")
             with connection.makefile("rb") as stream:
                 answer: dict[str, Any] = json.loads(stream.readline())
@@ -232,6 +233,18 @@ def ask_daemon(folder: Path, request: dict[str, Any], wait_s: float) -> dict[str
         failure.exit_code = int(answer.get("exit_code", CachefsError.exit_code))
         raise failure
     return answer
+
+
+def _connect(connection: socket.socket, path: Path) -> None:
+    """Connect, also to a daemon that is just being started in place of another."""
+    end_s = time.monotonic() + _START_WAIT_S
+    while True:
+        try:
+            return connection.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            if time.monotonic() > end_s:
+                raise
+            time.sleep(0.05)
 
 
 def _wait_for_end(folder: Path, mountpoint: Path, wait_s: float) -> None:
