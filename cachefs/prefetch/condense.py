@@ -2,9 +2,9 @@
 
 Reads that continue each other without a gap become one access, also where readers interleave. What
 is left are jumps; of those that were hits only the newest are kept, one for sixteen records, so
-that to be observed costs a hit less than a microsecond. Of all hits about five hundred a second are
-kept, so that all together cost a few percent of a core, however many the lane answers. Misses are
-kept all.
+that to be observed costs a hit less than a microsecond. Of all hits about three hundred a second
+are kept, so that all together cost a few percent of a core, however many the lane answers. Misses
+are kept all.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 _LEAST_KEPT = 16
 _KEPT_SHARE = 16
-"""An access costs the arms 6 to 12 us, and one in so many hits that jump is told to them."""
+"""One in so many hits that jump is told to the arms."""
 
-_HITS_PER_S = 500
-"""Spans of hits that are told in a second."""
+_HITS_PER_S = 300
+"""Spans of hits that are told in a second; each costs the arms 90 us beside a busy lane, which
+shares the processor's caches, and a tenth of that alone."""
 _MOST_SAVED = 50
 """Of those not used: what is told at once holds up the event loop, for 2 ms at most."""
 
@@ -78,12 +79,14 @@ def _kept(
         is_hit[misses[: len(misses) - most_misses]] = True
     kept = np.ones(len(reads), np.bool_)
     jumps = np.flatnonzero(is_hit & (reads == 1))
-    most_jumps = min(most_hits, max(_LEAST_KEPT, int(reads.sum()) // _KEPT_SHARE))
-    kept[jumps[: max(0, len(jumps) - most_jumps)]] = False
     runs = np.flatnonzero(is_hit & (reads > 1))
-    if len(runs) > most_hits:  # many readers; or they jump so much that some meet by chance
-        shortest = np.argsort(reads[runs], kind="stable")[: len(runs) - most_hits]
+    most_jumps = min(most_hits, max(_LEAST_KEPT, int(reads.sum()) // _KEPT_SHARE))
+    most_runs = most_hits - min(len(jumps), most_jumps, most_hits // 2)
+    if len(runs) > most_runs:  # many readers; or they jump so much that some meet by chance
+        shortest = np.argsort(reads[runs], kind="stable")[: len(runs) - most_runs]
         kept[runs[shortest]] = False
+    most_jumps = min(most_jumps, most_hits - min(len(runs), most_runs))
+    kept[jumps[: max(0, len(jumps) - most_jumps)]] = False
     return kept
 
 

@@ -167,10 +167,10 @@ class Prefetcher:
 
     def _remember(self, records: npt.NDArray[np.void]) -> None:
         """Let each image remember what was touched last."""
-        for inode in set(records["inode"].tolist()):
+        for inode, reads in _by_inode(records):
             image = self.images.get(inode)
             if image is not None:
-                mine = records[(records["inode"] == inode) & (records["length"] > 0)]
+                mine = reads[reads["length"] > 0]
                 begin = mine["offset"].astype(np.int64)
                 first = begin // image.chunk_bytes
                 last = (begin + mine["length"] - 1) // image.chunk_bytes
@@ -351,6 +351,14 @@ def access_of(span: Span, image_bytes: int, chunk_bytes: int) -> Access | None:
         span.reads,
         span.is_backward,
     )
+
+
+def _by_inode(records: npt.NDArray[np.void]) -> list[tuple[int, npt.NDArray[np.void]]]:
+    """Return the records of each inode; most often there is one."""
+    inodes = records["inode"]
+    if not len(records) or (inodes == inodes[0]).all():
+        return [(int(inodes[0]), records)] if len(records) else []
+    return [(inode, records[inodes == inode]) for inode in np.unique(inodes).tolist()]
 
 
 def _inode(entry: Entry) -> int:
