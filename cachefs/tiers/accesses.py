@@ -22,7 +22,12 @@ from cachefs.tiers.l1 import L1
 _BUSY_PAUSE_S = 0.05
 """While there are reads: 65,536 records in the ring last for a million reads a second."""
 
-_IDLE_PAUSE_S = 0.25
+_CALM_PAUSE_S = 0.25
+"""While there are none, or the lane answers all of them and nothing is fetched ahead of them: each
+turn takes a processor from those who read, and on small machines their places on it."""
+
+_CALM_RECORDS = 32_768
+"""In a calm pause at most: half of the ring."""
 
 Observer = Callable[[npt.NDArray[np.void]], None]
 """Takes a batch of accesses, (n,) ACCESS_DTYPE, in the order in which they came."""
@@ -36,14 +41,17 @@ class Accesses:
         self._l1 = l1
         self._metrics = metrics
         self.observers: list[Observer] = []
+        self._is_calm = True
+        """Whether the lane has answered all of the last batch."""
         l1.digest = self.digest
 
     async def run(self) -> None:
         """Digest until cancelled. Each turn is also a sign of life for the supervisor."""
+        pause_s = _CALM_PAUSE_S
         while True:
             self._board.beat()
-            count = self.digest()
-            await trio.sleep(_BUSY_PAUSE_S if count else _IDLE_PAUSE_S)
+            pause_s = self._pause_s(self.digest() / pause_s)
+            await trio.sleep(pause_s)
 
     def digest(self) -> int:
         """Digest what there is now, a bounded batch; return how many accesses it were."""
@@ -51,7 +59,16 @@ class Accesses:
         if len(slots):
             self._l1.touch_many(slots)
         if len(accesses):
+            self._is_calm = bool(accesses["by_lane"].all())
             for observe in self.observers:
                 observe(accesses)
         self._metrics.take_lane(self._board.counters())
         return len(accesses)
+
+    def _pause_s(self, reads_per_s: float) -> float:
+        is_ahead = self._metrics.ahead_jobs or self._metrics.ahead_unread_bytes
+        if not reads_per_s:
+            return _CALM_PAUSE_S
+        if is_ahead or not self._is_calm:
+            return _BUSY_PAUSE_S
+        return min(_CALM_PAUSE_S, max(_BUSY_PAUSE_S, _CALM_RECORDS / reads_per_s))
