@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.fixtures import Images
-from tests.mount.mounts import Mount, Mounts, exists, read_direct, wait_for
+from tests.mount.mounts import Mount, Mounts, exists, make_resident, read_direct, wait_for
 from tests.stores import flip
 
 pytestmark = pytest.mark.mount
@@ -112,6 +112,7 @@ def test_what_the_lane_knows_to_be_right_stays_so_when_a_daemon_dies(
 ) -> None:
     """The machine goes on, so no byte that was written is lost: the scrub looks for the rest."""
     mount = filled(mounts(images.store.url), data, "scrub=0")
+    make_resident(mount, mount / NAME, data)
     mount.kill_daemon_and_wait()
     flip(*place_in_l1(mount, data, FLIPPED))
     assert read_direct(mount / NAME, FLIPPED, 1) != data[FLIPPED : FLIPPED + 1]
