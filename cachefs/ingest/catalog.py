@@ -86,7 +86,8 @@ class Catalog:
             raise
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files; a thread that an interrupted import leaves behind finds nothing more."""
+        self._reported = True
         self._env.close()
 
     def find(self, chunk_ids: Iterable[bytes]) -> dict[bytes, Place]:

@@ -137,14 +137,14 @@ def test_64_readers_at_once(mounts: Mounts, images: Images) -> None:
 
     metrics = mount.metrics()
     assert metrics["joined_chunks"] > 0  # they did wait for each other's fetches
-    # Each chunk came once, whoever asked for it.
+    # Each chunk came once, whoever asked for it, but for those that L1 had no slot for yet.
     distinct = {
         data[at : at + chunk_bytes]
         for chunk_bytes, name in zip(CHUNKS, names, strict=True)
         for data in [images.data[name]]
         for at in range(0, len(data), chunk_bytes)
     }
-    assert metrics["l3_chunks"] <= len(distinct)
+    assert metrics["l3_chunks"] - metrics["unkept_chunks"] <= len(distinct)
 
 
 def test_sendfile_and_splice(mounted: Mount, images: Images, tmp_path: Path) -> None:
