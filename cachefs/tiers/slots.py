@@ -22,8 +22,8 @@ _LEAST_FREE = 16
 """A burst of one 1 MiB read in 64 KiB chunks finds its slots without waiting."""
 
 _MOST_LEARNED = 1024
-"""Of uses that are told together, the newest: 20,000 a second in the daemon's rhythm. A policy that
-learns takes 1 us for each, and a lane may answer ten times as many."""
+"""Of uses that are told together, the newest: some thousands a second in the daemon's rhythm. A
+policy that learns takes 1 us for each, and a lane may answer a hundred times as many."""
 
 
 class ClassSlots:
