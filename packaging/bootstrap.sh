@@ -92,9 +92,9 @@ venv() {
         "$python" -m venv .venv
     fi
     echo "Installing Python packages into .venv ($1)"
-    # Twice quiet leaves errors alone on the screen. Without build isolation the lane is rebuilt in a second.
-    .venv/bin/python -m pip -qq --disable-pip-version-check install 'setuptools>=77'
-    .venv/bin/python -m pip -qq --disable-pip-version-check install --no-build-isolation --editable ".[$1]"
+    # Twice quiet leaves errors alone on the screen. Builds are isolated: pyfuse3 is built here too, where there is
+    # no wheel of it, and needs more to build than the lane does.
+    .venv/bin/python -m pip -qq --disable-pip-version-check install --editable ".[$1]"
 }
 
 case "${1:-}" in

@@ -9,7 +9,6 @@ Concurrency: event loop only. A hit is answered where it is taken; each other re
 
 from __future__ import annotations
 
-import select
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -33,12 +32,12 @@ _MOST_AT_ONCE = 16
 _MOST_TASKS = 4096
 """Reads that wait at the same time. Those behind them wait in the lane, hits too."""
 
-_LINGER_S = 0.00015
-"""A reader that asks for one hit after the other asks again in less: to wait so long for it right
-here takes less time than a turn of the event loop. Not while others wait for anything."""
+_SOON_S = 0.00015
+"""A read that comes so soon after an answer is of a reader that asks for one after the other."""
 
-_SELECT_LIMIT = 1024
-"""FD_SETSIZE: select knows smaller file descriptors only."""
+_POLL_S = 0.00005
+"""The next of such a reader is polled for: to sleep and be woken takes more of the processor than
+so long a poll, and a turn of the event loop more still. Not while a read waits for anything."""
 
 _TURN_S = 0.002
 """How long other tasks wait for their turn at most, beside 16 reads."""
@@ -85,27 +84,30 @@ class Reads:
         while True:
             await trio.lowlevel.wait_readable(reads)
             end_s = perf_counter() + _TURN_S
+            patience_s = 0.0
             try:
-                while await self._take_some(reads, nursery) and perf_counter() < end_s:
-                    pass
+                while await self._take_some(reads, patience_s, nursery) and perf_counter() < end_s:
+                    patience_s = _POLL_S
             except BlockingIOError:
                 continue
             except ConnectionResetError:
                 return
 
-    async def _take_some(self, reads: socket.socket, nursery: trio.Nursery) -> bool:
-        """Take what is there; true if more has come meanwhile, or while it was waited for."""
-        data = reads.recv(_MOST_AT_ONCE * _READ.size)
+    async def _take_some(
+        self, reads: socket.socket, patience_s: float, nursery: trio.Nursery
+    ) -> bool:
+        """Take what is there, or comes within patience; true if the next is to be polled for."""
+        data = _receive(reads, patience_s)
         if not data:
             raise ConnectionResetError
-        is_soon = perf_counter() < self._done_s + _LINGER_S
+        is_soon = perf_counter() < self._done_s + _SOON_S
         for read in _READ.iter_unpack(data):
             if not self._answer_hit(*read):
                 await self._start_task(nursery, reads, read)
         if len(self._answered) >= _TELL_AT:
             self._tell_lane(reads)
         self._done_s = perf_counter()
-        return is_soon and self._room.value == _MOST_TASKS and _is_readable(reads, _LINGER_S)
+        return is_soon and self._room.value == _MOST_TASKS
 
     def _answer_hit(
         self, unique: int, inode: int, offset: int, size_bytes: int, device: int
@@ -176,6 +178,12 @@ class Reads:
             self._answered.clear()  # the lane is gone: nobody is left to be told
 
 
-def _is_readable(reads: socket.socket, patience_s: float) -> bool:
-    """Wait on this thread; select counts in microseconds, poll and epoll in milliseconds."""
-    return reads.fileno() < _SELECT_LIMIT and bool(select.select([reads], [], [], patience_s)[0])
+def _receive(reads: socket.socket, patience_s: float) -> bytes:
+    """Some whole reads; nothing if the lane is gone. Raises BlockingIOError if none has come."""
+    end_s = perf_counter() + patience_s
+    while True:
+        try:
+            return reads.recv(_MOST_AT_ONCE * _READ.size)
+        except BlockingIOError:
+            if perf_counter() >= end_s:
+                raise

@@ -206,7 +206,7 @@ def test_no_wrong_byte_while_slots_are_filled_and_emptied_as_fast_as_can_be(
     comparers = under_comparison(mount, images, 8, lambda: time.sleep(STRESS_S))
     assert [failure for comparer in comparers for failure in comparer.failures] == []
     metrics, reads = mount.metrics(), mount.supervised()["lane"]["reads"]
-    assert metrics["evicted_chunks"] > 200 * STRESS_S
+    assert metrics["evicted_chunks"] > 50 * STRESS_S  # on one busy processor too
     assert reads["hits"] > 0
     assert reads["moved"] + reads["changed"] > 0
     assert metrics["read_errors"] == 0

@@ -165,7 +165,8 @@ async def test_what_has_no_room_in_the_socket_is_told_later(lane: Lane) -> None:
 async def test_hits_one_after_the_other_leave_other_tasks_their_turns(
     lane: Lane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reads_module, "_LINGER_S", 0.5)  # on this thread: it waits for each next
+    monkeypatch.setattr(reads_module, "_SOON_S", 0.5)
+    monkeypatch.setattr(reads_module, "_POLL_S", 0.5)  # on this thread: it polls for each next
     answers = 0
 
     def hit(inode: int, offset: int, size: int) -> memoryview | None:
@@ -186,6 +187,39 @@ async def test_hits_one_after_the_other_leave_other_tasks_their_turns(
                 if answers > turns[-1]:
                     turns.append(answers)
     assert max(later - sooner for sooner, later in itertools.pairwise(turns)) < 100
+
+
+async def test_a_read_that_waits_gets_its_turn_beside_hits_one_after_the_other(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reads_module, "_SOON_S", 0.5)
+    monkeypatch.setattr(reads_module, "_TURN_S", 5)
+    hits = 0
+    hits_before: list[int] = []
+
+    def hit(inode: int, offset: int, size: int) -> memoryview | None:
+        nonlocal hits
+        if inode != HIT:
+            return None
+        hits += 1
+        if hits == 50:
+            lane.socket.send(passed(1_000_000, MISS))
+        lane.socket.send(passed(2 + 2 * hits))
+        return content_hit(inode, offset, size)
+
+    async def long(inode: int, offset: int, size: int) -> bytes:
+        hits_before.append(hits)
+        return await content_long(inode, offset, size)
+
+    content_hit, content_long = lane._hit, lane._long
+    lane.reads = Reads(lane.replies, hit, long)
+    lane.release.set()
+    lane.socket.send(passed(2))
+    async with running(lane):
+        with trio.fail_after(5):
+            while not hits_before:
+                await trio.lowlevel.checkpoint()
+    assert 50 <= hits_before[0] <= 50 + reads_module._MOST_AT_ONCE
 
 
 async def test_it_ends_when_the_lane_is_gone(lane: Lane) -> None:
