@@ -238,7 +238,12 @@ class Reader:
         missing = [
             ref for ref in refs if not ref.is_zero and (is_left or self._l1.find(ref.id) is None)
         ]
-        if not missing:
+        if not missing:  # here by now; most often all of it is in the page cache, too
+            buffer = self._buffer(size_bytes)
+            if not self._verify_reads and self._fill_landed(table, offset, buffer, inode):
+                self._metrics.l1_hit_chunks += sum(not ref.is_zero for ref in refs)
+                self._metrics.zero_chunks += sum(ref.is_zero for ref in refs)
+                return buffer
             data = await self._read_pieces(refs, pieces, {}, table.chunk_bytes, deadline_s)
             self._publish(refs, pieces, inode)
             return data

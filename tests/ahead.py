@@ -101,7 +101,7 @@ async def running_ahead(
             lambda inode: table if inode == INODE else None,
             lambda: None,
         )
-        stack.on_demand = prefetcher.wake
+        stack.on_demand = lambda is_miss: prefetcher.wake(is_miss=is_miss)
         nursery.start_soon(prefetcher.run)
         reader = Reader(cache.l1, stack, metrics, deadline_s, verify_reads=False)
         yield Ahead(prefetcher, stack, reader, pool, cache, table)

@@ -63,7 +63,7 @@ def make_prefetcher(
     places = pool.count * pool.ahead_places
     jobs = AheadJobs(l1, stack, l1.metrics, Pace(places, settings.bytes_per_s))
     prefetcher = Prefetcher(settings, l1, l1.metrics, jobs, limits, table_of, accesses.digest)
-    stack.on_demand = prefetcher.wake
+    stack.on_demand = lambda is_miss: prefetcher.wake(is_miss=is_miss)
     for arm in learning_arms(settings.arms, _weights(settings.lstm_weights)):
         prefetcher.add_arm(arm)
     accesses.observers.append(prefetcher.observe)

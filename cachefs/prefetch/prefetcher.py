@@ -40,6 +40,10 @@ logger = logging.getLogger(__name__)
 _REST_S = 0.001
 """Between two turns: misses that come together are seen together."""
 
+_CALM_REST_S = 0.004
+"""So much longer, while readers find what they want here or under way: what they read costs the
+less to look at, the more of it there is."""
+
 _LOOK_S = 1.0
 _PATIENCE_S = 120.0
 """What was fetched ahead and not read for so long was wasted."""
@@ -61,7 +65,7 @@ class Prefetcher:
     """Fetches ahead for one mount.
 
     `table_of` knows the tables of images that are open; `digest` brings what the lane has answered
-    since the last time. `wake` is for whoever sees a reader miss.
+    since the last time. `wake` is for whoever sees a reader wait.
     """
 
     def __init__(
@@ -91,10 +95,9 @@ class Prefetcher:
         self.on_opened: Callable[[OpenImage], None] = _ignore
         self.on_forgotten: Callable[[OpenImage], None] = _ignore
         """Called before the arms forget what they know of an image."""
-        self._is_blocked = False
-        """L1 had no slot to spare, or the pace is to be kept: it is tried again soon."""
         self._condenser = Condenser()
         self._wake = trio.Event()
+        self._has_missed = trio.Event()
         l1.on_used = self._used
         l1.on_dropped = self._dropped
         jobs.on_answered = self._answered
@@ -109,17 +112,20 @@ class Prefetcher:
         """Chunks that readers had to fetch themselves."""
         return self._metrics.miss_chunks - self._metrics.ahead_late
 
-    def wake(self) -> None:
-        """Something has happened: look soon."""
+    def wake(self, *, is_miss: bool = True) -> None:
+        """A reader waits: look soon at what it read, and sooner if nobody had foreseen it."""
         self._wake.set()
+        if is_miss:
+            self._has_missed.set()
 
     async def run(self) -> None:
         """Fetch ahead until cancelled."""
         looked_s = trio.current_time()
         while True:
-            with trio.move_on_after(_NEWS_S / 10 if self._is_blocked else _LOOK_S):
+            with trio.move_on_after(_LOOK_S):
                 await self._wake.wait()
             self._wake = trio.Event()
+            self._has_missed = trio.Event()
             self._digest()
             self.start_jobs()
             now_s = trio.current_time()
@@ -127,6 +133,8 @@ class Prefetcher:
                 looked_s = now_s
                 self._look(now_s)
             await trio.sleep(_REST_S)
+            with trio.move_on_after(_CALM_REST_S):
+                await self._has_missed.wait()
 
     # ---- what guests do ----
 
@@ -208,15 +216,14 @@ class Prefetcher:
     # ---- jobs ----
 
     def start_jobs(self) -> None:
-        """Start what there are places for."""
-        self._is_blocked = False
+        """Start what there are places for; what is held up is tried again in the next turn."""
         while any(image.plan for image in self.images.values()):
             now_s = trio.current_time()
             wait_s = self.jobs.wait_s(now_s)
             if wait_s is None:
                 return
-            if wait_s > 0:
-                self._is_blocked = True
+            if wait_s > 0:  # the pace is to be kept
+                self._wake.set()
                 return
             batch = self._next_batch(now_s)
             if batch is None:
@@ -241,8 +248,8 @@ class Prefetcher:
             return None
         image, piece, room_bytes = best
         slots = self.jobs.spare_slots(image)
-        if not slots:
-            self._is_blocked = True
+        if not slots:  # L1 has none to spare
+            self._wake.set()
             return None
         try:
             limits = self.limits.within(room_bytes, slots)
@@ -257,7 +264,7 @@ class Prefetcher:
 
     def _answered(self) -> None:
         self._bound_windows()
-        self.wake()
+        self.start_jobs()
 
     def _ended(self, entry: Entry, flight: Flight) -> None:
         """A chunk has come, or has not."""

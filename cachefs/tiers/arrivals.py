@@ -17,7 +17,7 @@ _COST_OF_L2 = 0.25
 may be gone from there by the time that it is wanted again."""
 
 
-def arrival_of(ref: ChunkRef, *, from_l2: bool = False) -> Arrival:
+def arrival_of(ref: ChunkRef, *, from_l2: bool = False, is_prefetched: bool = False) -> Arrival:
     """Return what a policy may know of a chunk.
 
     Its place is that of its frame: packs are in image order, so that the next chunk of the image,
@@ -31,4 +31,5 @@ def arrival_of(ref: ChunkRef, *, from_l2: bool = False) -> Arrival:
         span=ref.frame_bytes,
         cost=_COST_OF_L2 if from_l2 else 1.0,
         frame_share=ref.frame_bytes / ref.plain_bytes,
+        is_prefetched=is_prefetched,
     )

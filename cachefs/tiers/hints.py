@@ -49,6 +49,8 @@ class Hints:
                 self._arrived = trio.Event()
                 await self._arrived.wait()
             inode, table = self._waiting.popleft()
+            if self._l1.is_empty:
+                continue
             try:
                 await self._publish(inode, table)
             except CachefsError as error:  # a read will say, and mend it

@@ -101,6 +101,11 @@ class L1:
         """Whether its disk is left alone: nothing is read from it, and nothing written."""
         return self.health.state is not State.CLOSED
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds nothing at all."""
+        return not any(slots.occupied for slots in self.classes.values())
+
     def find(self, chunk_id: bytes) -> Placement | None:
         """Return where a chunk is, None if it is not here."""
         return self.residency.get(chunk_id)

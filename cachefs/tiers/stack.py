@@ -72,8 +72,8 @@ class Stack:
         self._nursery = nursery
         self._metrics = metrics
         self._flights: dict[bytes, Flight] = {}
-        self.on_demand: Callable[[], None] = lambda: None
-        """Called when a reader misses."""
+        self.on_demand: Callable[[bool], None] = lambda _: None
+        """Called when a reader wants what is not here: whether any of it was not under way."""
 
     @contextmanager
     def flights(
@@ -107,7 +107,7 @@ class Stack:
         self._metrics.flights = len(self._flights)
         if fresh:
             self._start(fresh, chunk_bytes)
-        self.on_demand()
+        self.on_demand(bool(fresh))
         try:
             yield joined
         finally:
@@ -274,9 +274,8 @@ class Stack:
         ref = flight.ref
         if result.outcome is Outcome.KEPT and slot is not None:
             self._count(result, ref.plain_bytes)
-            arrival = arrival_of(ref, from_l2=result.from_l2)
-            if flight.ended_ahead and not flight.was_joined:
-                arrival = arrival._replace(is_prefetched=True)
+            is_prefetched = flight.ended_ahead is not None and not flight.was_joined
+            arrival = arrival_of(ref, from_l2=result.from_l2, is_prefetched=is_prefetched)
             slot = flight.landed_in = self._l1.landed(slot, ref.id, ref.plain_bytes, arrival)
             if flight.waiters:
                 self._l1.pin(slot)

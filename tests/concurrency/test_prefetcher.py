@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from cachefs.config import PrefetchSection
 from cachefs.daemon.cache import Cache
@@ -17,7 +17,7 @@ from cachefs.prefetch.gather import Limits
 from cachefs.store.store import Store
 from cachefs.tiers.fetcher import Fetcher
 from cachefs.tiers.jobs import Failed, Outcome, Wanted
-from cachefs.tiers.pool import AHEAD, DEMAND
+from cachefs.tiers.pool import AHEAD
 from cachefs.units import KIB, MIB
 from tests.ahead import INODE, Ahead, records, run_of, running_ahead
 from tests.caches import HandPool, opened_cache, table_of, wait_until
@@ -180,6 +180,13 @@ async def test_a_disk_that_takes_nothing_is_not_written_to_on_and_on(
         assert cache.l1.metrics.read_errors == 0
 
 
+def wanted_now(pool: HandPool) -> set[bytes]:
+    """What demand asks the fetchers for."""
+    return {
+        wanted.chunk_id for job in pool.chunk_jobs() if not job.is_ahead for wanted in job.wanted
+    }
+
+
 @pytest.mark.parametrize("outcome", [Outcome.UNAVAILABLE, Outcome.CORRUPT, None])
 async def test_who_has_joined_a_job_that_fails_is_served_all_the_same(
     cache: Cache, pool: HandPool, table: ManifestTable, outcome: Outcome | None
@@ -187,7 +194,8 @@ async def test_who_has_joined_a_job_that_fails_is_served_all_the_same(
     """Also when the fetcher that did it is gone: the pool gives up such a job at once."""
     async with running_ahead(cache, pool, table) as ahead:
         await begun(ahead)
-        wanted = ahead.jobs_ahead()[0].wanted[0]
+        job = ahead.jobs_ahead()[0]
+        wanted = job.wanted[0]
         first = next(n for n in range(len(DATA) // CHUNK) if table.id_at(n) == wanted.chunk_id)
         got: list[bytes] = []
 
@@ -197,13 +205,12 @@ async def test_who_has_joined_a_job_that_fails_is_served_all_the_same(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read)
             await wait_until(lambda: cache.l1.metrics.joined_chunks == 1)
-            while ahead.jobs_ahead():
+            while job in ahead.jobs_ahead():
                 if outcome is None:
                     pool.answer(Failed(pool.jobs[0][0].number, CachefsError("a fetcher ended")))
                 else:
                     pool.answer_all(outcome, "trouble")
-            await wait_until(lambda: bool(pool.jobs))
-            assert {priority for _, priority, _ in pool.jobs} == {DEMAND}
+            await wait_until(lambda: wanted.chunk_id in wanted_now(pool))
             ahead.answer_all()
         assert got == [DATA[first * CHUNK : (first + 1) * CHUNK]]
         assert cache.l1.metrics.read_errors == 0
@@ -345,3 +352,36 @@ def _write(wanted: Wanted, plain: bytes) -> None:
 def _plain(table: ManifestTable, chunk_id: bytes) -> bytes:
     index = next(n for n in range(len(DATA) // CHUNK) if table.id_at(n) == chunk_id)
     return DATA[index * CHUNK : (index + 1) * CHUNK]
+
+
+async def test_a_miss_is_looked_at_at_once_and_what_comes_as_foreseen_a_little_later(
+    cache: Cache, pool: HandPool, table: ManifestTable, autojump_clock: MockClock
+) -> None:
+    looked_s: list[float] = []
+
+    async def looks_after(*, is_miss: bool) -> float:
+        await trio.sleep(0.1)
+        before, now_s = len(looked_s), trio.current_time()
+        ahead.prefetcher.wake(is_miss=False)
+        await trio.sleep(0.0015)  # in the pause after that turn
+        ahead.prefetcher.wake(is_miss=is_miss)
+        await trio.sleep(0.1)
+        assert len(looked_s) == before + 2
+        return looked_s[-1] - now_s
+
+    async with running_ahead(cache, pool, table) as ahead:
+        ahead.prefetcher._digest = lambda: looked_s.append(trio.current_time())
+        assert await looks_after(is_miss=True) < 0.002
+        assert 0.004 < await looks_after(is_miss=False) < 0.006
+
+
+async def test_the_next_job_begins_when_one_ends_without_a_turn(
+    cache: Cache, pool: HandPool, table: ManifestTable
+) -> None:
+    async with running_ahead(cache, pool, table, places=1) as ahead:
+        await begun(ahead, 4 * MIB)
+        first = ahead.jobs_ahead()
+        ahead.pool.answer()
+        assert len(first) == len(ahead.jobs_ahead()) == 1
+        assert first != ahead.jobs_ahead()
+        await ahead.answer_until_calm()

@@ -81,8 +81,7 @@ class _Pairs:
         np.add.at(self.times, rows, 1)
         for lag in range(1, _WINDOW + 1):
             self._count(rows, chunks[mine + lag])
-        for row in np.unique(rows).tolist():
-            self.judge(row)
+        self._judge_all(np.unique(rows))
 
     def rows_of(self, chunks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the row of each chunk."""
@@ -111,6 +110,16 @@ class _Pairs:
         gone = left < 0
         self.to[fresh[gone], weakest[gone]] = who[gone]
         self.counts[fresh[gone], weakest[gone]] = 1
+
+    def _judge_all(self, rows: npt.NDArray[np.int64]) -> None:
+        """Judge those rows that may be strong, or too old; in a scan there are none."""
+        is_ripe = (self.counts[rows] >= _LEAST_COUNT).any(axis=1)
+        is_ripe |= self.times[rows] >= _MOST_COUNTED
+        if self.strong:
+            for owner in self.owner[rows[~is_ripe]].tolist():
+                self.strong.pop(owner, None)
+        for row in rows[is_ripe].tolist():
+            self.judge(row)
 
     def judge(self, row: int) -> None:
         """Work out what is strong in a row."""

@@ -127,6 +127,29 @@ async def test_a_hit_takes_no_turn_of_the_loop_and_a_miss_none_of_its_time(
         assert reader.read_hit(table, 0, 100) is None
 
 
+async def test_what_came_before_its_read_had_its_turn_is_one_step_too(
+    cache: Cache, store: Store, table: ManifestTable
+) -> None:
+    async with reading(cache, prompt(store)) as reader:
+        await reader.read(table, 0, len(DATA))
+        metrics = cache.l1.metrics
+        hits, zeros, misses = metrics.l1_hit_chunks, metrics.zero_chunks, metrics.miss_chunks
+        for offset, size in READS:
+            data = await reader.read(table, offset, size)
+            assert isinstance(data, memoryview)  # the buffer of hits: no chunk was read alone
+            assert bytes(data) == DATA[offset : offset + size]
+        touched = [
+            index
+            for offset, size in READS
+            for index in range(offset // CHUNK, -(-min(offset + size, len(DATA)) // CHUNK))
+            if size and offset < len(DATA)
+        ]
+        zero = sum(5 <= index < 8 for index in touched)
+        assert metrics.zero_chunks - zeros == zero > 0
+        assert metrics.l1_hit_chunks - hits == len(touched) - zero > 0
+        assert metrics.miss_chunks == misses
+
+
 async def test_a_known_place_is_forgotten_when_any_chunk_is_given_up(
     store: Store, table: ManifestTable, cache: Cache
 ) -> None:

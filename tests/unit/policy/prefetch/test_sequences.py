@@ -10,7 +10,7 @@ import pytest
 
 from cachefs.policy.evict.names import make_policy
 from cachefs.policy.evict.order import Ticks
-from cachefs.policy.prefetch.association import Association
+from cachefs.policy.prefetch.association import Association, _Pairs
 from cachefs.policy.prefetch.markov import Markov
 from cachefs.policy.prefetch.novelty import RECENT, Novelty
 from cachefs.policy.prefetch.recurrence import Recurrence
@@ -103,3 +103,37 @@ def test_knowledge_is_worth_something_at_once(make: Callable[[], Any]) -> None:
         replay.read(chunk, 1)
     assert replay.result.misses < 900
     assert run([make()], rounds(1)).misses == 1_000
+
+
+def test_only_chunks_that_may_be_strong_are_judged_and_it_makes_no_difference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(11)
+    order = rounds(6) + rng.integers(0, CHUNKS, 20_000).tolist() + rounds(70)[:40_000]
+    some, judged = _Pairs(), 0
+    every_one = _Pairs()
+
+    def judge_all(rows: Any) -> None:
+        for row in rows.tolist():
+            every_one.judge(row)
+
+    def judge(row: int) -> None:
+        nonlocal judged
+        judged += 1
+        _Pairs.judge(some, row)
+
+    monkeypatch.setattr(every_one, "_judge_all", judge_all)
+    monkeypatch.setattr(some, "judge", judge)
+    for at, chunk in enumerate(order):
+        some.take(chunk)
+        every_one.take(chunk)
+        if at % 256 == 255:
+            assert some.strong == every_one.strong
+    assert np.array_equal(some.times, every_one.times)
+    assert np.array_equal(some.counts, every_one.counts)
+    assert len(some.strong) > 500
+    judged, before = 0, judged
+    for chunk in range(CHUNKS, 2 * CHUNKS):  # a scan
+        some.take(chunk)
+    assert before > 5_000
+    assert judged < CHUNKS / 10
