@@ -7,6 +7,7 @@ every inode that the kernel may know.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import trio
 
@@ -35,6 +36,8 @@ class ListingTask:
         self._refreshing = trio.Lock()
         self.last_error: str | None = None
         """Why the last listing failed; None if it went well."""
+        self.on_shown: Callable[[set[int]], None] = lambda _: None
+        """Told of the chunk sizes of all images, in bytes, when other images are shown."""
 
     async def restore(self, *, fresh: bool) -> None:
         """Show what the last listing had. `fresh`: no kernel knows inodes of an earlier daemon."""
@@ -101,6 +104,7 @@ class ListingTask:
         await trio.to_thread.run_sync(self._names.add_versions, new)
         await trio.to_thread.run_sync(self._names.replace_images, images)
         self._known = images
+        self.on_shown({version.chunk_bytes for _, version in tree.files().values()})
         self._vfs.show(tree)
         for name in tree.hidden:
             self._complain(

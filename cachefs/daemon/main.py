@@ -111,6 +111,7 @@ class Daemon:
         self.tables = Tables((folder.manifests_path, spare), self.pool)
         self.vfs = Vfs(config.fetch.on_outage)
         self.listing = ListingTask(self.vfs, Names(cache.database), self.pool, self.metrics)
+        self.listing.on_shown = cache.l1.expect
         self.learning = Learning(cache)
         self.scrub = Scrub(cache.l1, config.l1.scrub_bytes_per_s, self.metrics)
         self.disk_watch = DiskWatch(cache.l1, config.lane.disk_patience_s)

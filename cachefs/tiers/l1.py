@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -89,6 +89,8 @@ class L1:
         self.digest: Callable[[], object] = lambda: None
         """Tells the policy what the lane has answered; for who is about to ask the policy."""
         self._make_policy = make_policy
+        self._ready: dict[int, EvictionPolicy] = {}
+        """For classes that nobody has needed yet, by their numbers."""
         self._uses: list[int] = []
         """Slots that were read, in order; the policies have not been told yet."""
         self._extent_slots: dict[int, int] = {}
@@ -162,6 +164,7 @@ class L1:
         """Rank by other policies from now on; they take over how recently each slot was used."""
         self.tell_uses()
         self._make_policy = make_policy
+        self._ready.clear()
         for held in self.classes.values():
             held.change_policy(make_policy(self._most_slots(held.segment.slot_bytes)))
 
@@ -258,6 +261,12 @@ class L1:
             self._add_class(number)
         return self.classes[number]
 
+    def expect(self, chunk_sizes: Iterable[int]) -> None:
+        """Make policies for chunks of these sizes in bytes now: the first read need not, 10 ms."""
+        for number in {class_of(chunk_bytes) for chunk_bytes in chunk_sizes}:
+            if number not in self.classes and number not in self._ready:
+                self._ready[number] = self._make_policy(self._most_slots(slot_bytes_of(number)))
+
     @property
     def allocated_bytes(self) -> int:
         """Disk space of all extents; never over the quota."""
@@ -293,7 +302,7 @@ class L1:
         slot_bytes = slot_bytes_of(number)
         extent_bytes = extent_slots * slot_bytes or extent_bytes_for(self.quota_bytes, slot_bytes)
         segment = Segment(self.folder.segments_path, number, extent_bytes)
-        policy = self._make_policy(self._most_slots(slot_bytes))
+        policy = self._ready.pop(number, None) or self._make_policy(self._most_slots(slot_bytes))
         self.classes[number] = ClassSlots(segment, policy, self.metrics)
         self._extent_slots[number] = segment.extent_slots
         if self._is_loaded:
