@@ -131,6 +131,8 @@ class EvictionSection(_Section):
     """What L1 gives up for what comes in."""
 
     policy: PolicyName = "ml"
+    share_models: bool = True
+    """Whether what `ml` has learned is taken from the store by hosts that have not, and written."""
 
 
 class FetchSection(_Section):

@@ -13,6 +13,15 @@ from cachefs.errors import UsageError
 from cachefs.units import format_size
 
 _ANSWER_WAIT_S = 30.0
+_AFTER_RESET = (
+    "The model that hosts share stays in the store. "
+    "This cache folder does not take it, until it has learned or imported another."
+)
+_ORIGINS = {
+    "own": "trained here",
+    "imported": "imported",
+    "store": "from the store",
+}
 
 
 @click.command("model")
@@ -31,13 +40,17 @@ def model_command(action: str, mountpoint: Path, file: Path | None, as_json: boo
     if as_json:
         print_json(answer)
         return
+    if action == "reset" and answer["is_shared"]:
+        click.echo(_AFTER_RESET)
     for slot_bytes, figures in answer["classes"].items():
         click.echo(f"chunks of {format_size(int(slot_bytes))}")
         regret = "".join(
             f", {100 * share:+.2f}% of {name}" for name, share in figures["regret"].items()
         )
+        origin = _ORIGINS.get(figures["origin"])
         click.echo(
             f"  model     {figures['model'] or 'none yet: as lru'}, "
+            f"{f'{origin}, ' if origin else ''}"
             f"{figures['trainings']} trainings, {figures['labelled_samples']} samples\n"
             f"  rules     {figures['ruler']}\n"
             f"  right     {100 * figures['accuracy']:.1f}% of guesses; "

@@ -2,7 +2,8 @@
 
 A model file is written beside the old one and takes its place in one step, so that a kill at any
 moment leaves the old or the new. A file that is damaged or of another version is passed over with a
-message, and learning starts anew. Every file may be deleted at any time.
+message, and learning starts anew. Every file may be deleted at any time. A cache folder without a
+model starts with the one that hosts share (sharing.py), unless its own was reset.
 
 Concurrency: policies are touched on the event loop only; training and files are in threads.
 """
@@ -11,36 +12,44 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import trio
 
 from cachefs.daemon.cache import Cache
+from cachefs.daemon.sharing import Sharing
 from cachefs.errors import CacheError, FormatError, NotFoundError, UsageError
 from cachefs.index.segments import slot_bytes_of
 from cachefs.policy.evict.ml.learned import Learned, Training
 from cachefs.policy.evict.ml.models import Logistic
-from cachefs.policy.evict.ml.saved import Saved, restored, saved
+from cachefs.policy.evict.ml.saved import IMPORTED, MOST_BYTES, Saved, restored, saved
 
 logger = logging.getLogger(__name__)
 
 _LOOK_INTERVAL_S = 1.0
 _SAVE_INTERVAL_S = 60.0
-_LONGEST_FILE_BYTES = 32 * 2**20
 
 
 class Learning:
     """What learns over a cache; idle while the policy is one that does not."""
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: Cache, sharing: Sharing | None = None) -> None:
         self._cache = cache
+        self._sharing = sharing
         self._saved_s = 0.0
         self._loaded: set[int] = set()
         """Policies, by id, that were offered the saved model already."""
 
     async def run(self) -> None:
-        """Train and save until cancelled."""
+        """Train, save and share until cancelled."""
+        async with trio.open_nursery() as nursery:
+            if self._sharing is not None:
+                nursery.start_soon(self._sharing.run, self._learners)
+            nursery.start_soon(self._learn)
+
+    async def _learn(self) -> None:
         while True:
             await trio.sleep(_LOOK_INTERVAL_S)
             for number, policy in self._learners().items():
@@ -75,7 +84,8 @@ class Learning:
         for number, policy in self._learners().items():
             what = policy.saved()
             if what is not None:
-                await trio.to_thread.run_sync(_write_quietly, self._path(number), what)
+                path, mark = self._path(number), self._mark(number)
+                await trio.to_thread.run_sync(_write_quietly, path, what, mark)
 
     async def command(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer `cachefs model`.
@@ -95,15 +105,24 @@ class Learning:
         elif action == "import":
             what = await trio.to_thread.run_sync(read_model, path)
             for policy in learners.values():
-                policy.take_over(what)
+                policy.take_over(replace(what, origin=IMPORTED))
             await self.save()
         elif action == "reset":
             for number, policy in learners.items():
-                policy.reset()
-                await trio.to_thread.run_sync(_remove, self._path(number))
+                await self._reset(number, policy)
         elif action != "show":
             raise UsageError(f"cannot '{action}' a model")
-        return {"classes": {slot_bytes_of(n): p.what_it_does() for n, p in learners.items()}}
+        return {
+            "is_shared": self._sharing is not None,
+            "classes": {slot_bytes_of(n): p.what_it_does() for n, p in learners.items()},
+        }
+
+    async def _reset(self, number: int, policy: Learned) -> None:
+        """Forget a model, and do not let the next daemon bring back the one that hosts share."""
+        if self._sharing is not None:
+            self._sharing.leave(number)
+        policy.reset()
+        await trio.to_thread.run_sync(_forget, self._path(number), self._mark(number))
 
     async def _export(self, learners: dict[int, Learned], path: Path) -> None:
         known = [what for policy in learners.values() if (what := policy.saved()) is not None]
@@ -118,11 +137,18 @@ class Learning:
         try:
             what = await trio.to_thread.run_sync(read_model, path)
         except NotFoundError:
-            return
+            await self._want(number, policy)
         except FormatError as error:
             logger.warning("%s: learning starts anew", error)
-            return
-        policy.take_over(what)
+            await self._want(number, policy)
+        else:
+            policy.take_over(what)
+
+    async def _want(self, number: int, policy: Learned) -> None:
+        """Let a policy without a model have the one that hosts share."""
+        is_reset = await trio.to_thread.run_sync(self._mark(number).exists)
+        if self._sharing is not None and not is_reset:
+            self._sharing.want(number, policy)
 
     def _learners(self) -> dict[int, Learned]:
         classes = self._cache.l1.classes.items()
@@ -130,6 +156,10 @@ class Learning:
 
     def _path(self, number: int) -> Path:
         return self._cache.folder.path / f"model-{slot_bytes_of(number)}"
+
+    def _mark(self, number: int) -> Path:
+        """Return the file that says: reset, and nothing learned since."""
+        return self._cache.folder.path / f"model-{slot_bytes_of(number)}.reset"
 
 
 def write_model(path: Path, what: Saved) -> None:
@@ -158,18 +188,27 @@ def read_model(path: Path) -> Saved:
     """
     try:
         with path.open("rb") as file:
-            return restored(file.read(_LONGEST_FILE_BYTES))
+            return restored(file.read(MOST_BYTES + 1))
     except FileNotFoundError as error:
         raise NotFoundError(f"there is no model {path}") from error
     except (OSError, ValueError, LookupError, TypeError, ImportError) as error:
         raise FormatError(f"cannot use the model {path}: {error}") from error
 
 
-def _write_quietly(path: Path, what: Saved) -> None:
+def _write_quietly(path: Path, what: Saved, mark: Path) -> None:
     try:
         write_model(path, what)
+        _remove(mark)
     except CacheError as error:
         logger.warning("%s", error)
+
+
+def _forget(path: Path, mark: Path) -> None:
+    try:
+        mark.touch()
+    except OSError as error:
+        logger.warning("cannot write %s, the shared model may come back: %s", mark, error)
+    _remove(path)
 
 
 def _remove(path: Path) -> None:

@@ -35,6 +35,7 @@ from cachefs.daemon.prefetching import (
     pattern_of,
 )
 from cachefs.daemon.recording import Recording
+from cachefs.daemon.sharing import Sharing
 from cachefs.daemon.status import describe, xattrs
 from cachefs.daemon.supervised import Start, Supervisor
 from cachefs.daemon.warming import Warmings
@@ -110,9 +111,10 @@ class Daemon:
         spare.mkdir(exist_ok=True)
         self.tables = Tables((folder.manifests_path, spare), self.pool)
         self.vfs = Vfs(config.fetch.on_outage)
+        shares_models = config.eviction.share_models
         self.listing = ListingTask(self.vfs, Names(cache.database), self.pool, self.metrics)
         self.listing.on_shown = cache.l1.expect
-        self.learning = Learning(cache)
+        self.learning = Learning(cache, Sharing(self.pool) if shares_models else None)
         self.scrub = Scrub(cache.l1, config.l1.scrub_bytes_per_s, self.metrics)
         self.disk_watch = DiskWatch(cache.l1, config.lane.disk_patience_s)
         self.hints = Hints(cache.l1)

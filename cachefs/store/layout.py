@@ -49,6 +49,11 @@ def profile_key(name: str) -> str:
     return f"{PROFILES_PREFIX}{chunk_id(name.encode()).hex()}"
 
 
+def model_key(slot_bytes: int) -> str:
+    """Return the key of what hosts have learned of evicting chunks from slots of a size."""
+    return f"{MODELS_PREFIX}{slot_bytes}"
+
+
 def image_name(key: str) -> str:
     """Return the name of the image whose record lies at `key`."""
     return key.removeprefix(IMAGES_PREFIX).removesuffix(".json")

@@ -44,6 +44,8 @@ from cachefs.tiers.jobs import (
     Job,
     Listing,
     ListJob,
+    ModelFound,
+    ModelJob,
     Outcome,
     ProfileFound,
     ProfileJob,
@@ -52,6 +54,7 @@ from cachefs.tiers.jobs import (
 )
 from cachefs.tiers.l2.l2 import L2
 from cachefs.tiers.landing import Landing, Plain, SlotWriter
+from cachefs.tiers.models import share_model
 from cachefs.tiers.profiles import is_profile, profile_key_in_l2, share_profile
 from cachefs.tiers.ranges import MOST_GAP_AHEAD, Range, plan_ranges
 from cachefs.tiers.request_cost import local_cost, s3_cost
@@ -117,6 +120,9 @@ class Fetcher:
                 return Done(job.number, None)
             if isinstance(job, ProfileJob):
                 return ProfileFound(job.number, self._profile(job))
+            if isinstance(job, ModelJob):
+                shared = share_model(self._open(), job.slot_bytes, job.model)
+                return ModelFound(job.number, shared.data, shared.problem)
             listing = self._list(job)
             self._breaker.forgive()
             return Done(job.number, listing)

@@ -151,6 +151,15 @@ class ProfileJob:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelJob:
+    """Fetch the model that hosts share for slots of a size; with a `model`, share that first."""
+
+    number: int
+    slot_bytes: int
+    model: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The answer to a TableJob, a DemoteJob (result None) or a ListJob."""
 
@@ -164,6 +173,15 @@ class ProfileFound:
 
     number: int
     data: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFound:
+    """The answer to a ModelJob: what is in the store now, checked; and what is wrong there."""
+
+    number: int
+    data: bytes | None
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +207,8 @@ class L2Report:
     advice: str
 
 
-Job = ChunkJob | TableJob | ListJob | DemoteJob | ProfileJob
-Answer = ChunksDone | Done | ProfileFound | Failed
+Job = ChunkJob | TableJob | ListJob | DemoteJob | ProfileJob | ModelJob
+Answer = ChunksDone | Done | ProfileFound | ModelFound | Failed
 
 
 def _chunk_job(number: int, rows: tuple[tuple[Any, ...], ...], is_ahead: bool) -> ChunkJob:

@@ -6,23 +6,31 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import trio
+import trio.testing
 
 from cachefs.daemon.cache import Cache
 from cachefs.daemon.learning import Learning, read_model, write_model
-from cachefs.errors import FormatError, NotFoundError, UsageError
+from cachefs.daemon.sharing import Sharing
+from cachefs.errors import FormatError, NotFoundError, StoreUnavailableError, UsageError
 from cachefs.policy.evict.ml.learned import Learned
 from cachefs.policy.evict.ml.memory import FEATURES
 from cachefs.policy.evict.ml.models import Logistic
-from cachefs.policy.evict.ml.saved import Saved
+from cachefs.policy.evict.ml.saved import Saved, restored, saved
+from cachefs.store.layout import model_key
+from cachefs.store.store import Store
+from cachefs.tiers.fetcher import Fetcher
+from cachefs.tiers.jobs import Answer, Job
+from cachefs.tiers.models import share_model
 from cachefs.units import MIB
-from tests.caches import fill, opened_cache, plain_chunk, wait_until
+from tests.caches import HandPool, fill, opened_cache, plain_chunk, wait_until
+from tests.stores import new_store
 
 
 @pytest.fixture
@@ -223,3 +231,113 @@ async def test_training_does_not_hold_up_the_loop(cache: Cache) -> None:
                 longest = max(longest, time.perf_counter() - before)
     assert policy.what_it_does()["trainings"] == 1
     assert longest < 0.2
+
+
+def shared_store(tmp_path: Path, trainings: int = 3) -> Store:
+    store = new_store(tmp_path)
+    share_model(store, 4096, saved(some_model(trainings)))
+    return store
+
+
+async def shared(cache: Cache, store: Store, until: Callable[[], bool]) -> Learning:
+    """Let what learns run, with a real fetcher's answers, until something holds."""
+    pool = HandPool(Fetcher(store.url, store.identity))
+    learning = Learning(cache, Sharing(pool))
+
+    async def answer() -> None:
+        while True:
+            await trio.sleep(0.01)
+            if pool.jobs:
+                pool.answer()
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            nursery.start_soon(learning.run)
+            await wait_until(until)
+            nursery.cancel_scope.cancel()
+    return learning
+
+
+def untrained(cache: Cache) -> Learned:
+    """Return the policy of a cache in which nothing was used yet, so that nothing is learned."""
+    cache.l1.class_for(4096)
+    return policy_of(cache)
+
+
+async def test_a_cache_without_a_model_starts_with_the_shared_one(
+    tmp_path: Path, cache: Cache
+) -> None:
+    policy = untrained(cache)
+    learning = await shared(cache, shared_store(tmp_path), lambda: policy.model is not None)
+    told = policy.what_it_does()
+    assert (told["model"], told["origin"], told["trainings"]) == ("logistic", "store", 3)
+    assert told["ruler"] == "lru"  # it has not proved itself here
+    await learning.save()
+    assert read_model(cache.folder.path / "model-4096").origin == "store"
+
+
+async def test_its_own_model_wins_over_the_shared_one(tmp_path: Path, cache: Cache) -> None:
+    policy = untrained(cache)
+    write_model(cache.folder.path / "model-4096", some_model(1))
+    await shared(cache, shared_store(tmp_path, 9), lambda: policy.model is not None)
+    assert (policy.origin, policy.trainings) == ("own", 1)
+
+
+async def test_a_model_that_is_proved_is_shared_once(tmp_path: Path, cache: Cache) -> None:
+    policy = untrained(cache)
+    store = shared_store(tmp_path, 3)
+    policy.take_over(some_model(7))
+    path = tmp_path / "store" / model_key(4096)
+    learning = Learning(cache, Sharing(HandPool()))
+    assert learning._sharing is not None
+    assert not learning._sharing._is_due(0, policy)  # nothing was compared yet
+    policy.guard._blocks["model"] = 99.0
+    learning._sharing._given[0] = 7
+    assert not learning._sharing._is_due(0, policy)
+    await shared(cache, store, lambda: restored(path.read_bytes()).trainings == 7)
+    policy.guard._lead["s3fifo"] = 1.0
+    assert not policy.guard.has_proved_model()
+
+
+async def test_after_a_reset_the_shared_model_stays_away(tmp_path: Path, cache: Cache) -> None:
+    policy = untrained(cache)
+    store = shared_store(tmp_path)
+    learning = await shared(cache, store, lambda: policy.model is not None)
+    await learning.command({"action": "reset"})
+    for _ in range(2):
+        end_s = time.monotonic() + 2.5
+
+        def is_over(end_s: float = end_s) -> bool:
+            return time.monotonic() > end_s
+
+        await shared(cache, store, is_over)
+        assert policy.model is None  # nor for the next daemon
+    write_model(tmp_path / "file", some_model(4))
+    await learning.command({"action": "import", "path": str(tmp_path / "file")})
+    assert policy.what_it_does()["origin"] == "imported"
+    assert not (cache.folder.path / "model-4096.reset").exists()
+
+
+async def test_a_store_that_fails_is_asked_some_times(
+    cache: Cache, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+) -> None:
+    asked = 0
+
+    class Away(HandPool):
+        async def ask(self, job: Job, priority: int) -> Answer:
+            nonlocal asked
+            asked += 1
+            raise StoreUnavailableError("it is away")
+
+    sharing, policy = Sharing(Away()), untrained(cache)
+    sharing.want(0, policy)
+    with trio.move_on_after(3600):
+        await sharing.run(lambda: {0: policy})
+    assert asked == 6
+    policy.take_over(some_model())
+    policy.guard._blocks["model"] = 99.0
+    with trio.move_on_after(3600):
+        await sharing.run(lambda: {0: policy})
+    assert asked == 12
+    assert caplog.text.count("models are not shared") == 1

@@ -198,6 +198,12 @@ class Guard:
             self._of_model = self._new_shadow()
             self._of_model.begin(rows[rows["key"] != 0])
 
+    def has_proved_model(self) -> bool:
+        """Return whether the model was compared here lately, and no other is ahead of it."""
+        if self._model is None or self._blocks[MODEL] < _LEAST_BLOCKS:
+            return False
+        return all(self._lead[MODEL] >= self._lead[name] for name in EXPERTS)
+
     def main_share(self, ruler: str) -> float:
         """Return what part of L1 a policy of the literature would have past its probation."""
         return self._shadows[ruler].main_share

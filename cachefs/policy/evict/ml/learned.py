@@ -23,7 +23,7 @@ from cachefs.policy.evict.ml.ranker import Ranker
 from cachefs.policy.evict.ml.round import Round
 from cachefs.policy.evict.ml.rows import Rows
 from cachefs.policy.evict.ml.samples import Samples
-from cachefs.policy.evict.ml.saved import Saved
+from cachefs.policy.evict.ml.saved import OWN, STORE, Saved
 from cachefs.policy.evict.order import Ticks
 from cachefs.policy.evict.seam import UNKNOWN, Arrival, Keep, Slots
 
@@ -51,6 +51,8 @@ class Learned(Ranker):
     ) -> None:
         super().__init__(ticks, seed, Memory(Past(), Places()))
         self.trainings = 0
+        self.origin = OWN
+        """Where the model comes from."""
         self.samples = Samples()
         self.guard = Guard(most_slots, self.memory, seed)
         self.kind = model
@@ -141,19 +143,24 @@ class Learned(Ranker):
         self._next_training = known + min(_TRAINING_INTERVAL, max(_FIRST_TRAINING, known // 2))
         if model is not None:
             self.trainings += 1
+            self.origin = OWN
             self._follow_model(model)
 
     def saved(self) -> Saved | None:
         """Return what a restart wants of this, None while nothing is learned."""
         if self.model is None:
             return None
-        return Saved(self.model, self._boundary, self.guard.ruler, self.trainings)
+        return Saved(self.model, self._boundary, self.guard.ruler, self.trainings, self.origin)
 
     def take_over(self, saved: Saved) -> None:
-        """Go on from what was saved, here or elsewhere."""
+        """Go on from what was saved, here or elsewhere.
+
+        A model of the store has proved itself on another host: here it has to do so again.
+        """
         self.adopt(saved.model)
         self.trainings = saved.trainings
-        if saved.ruler in (MODEL, *EXPERTS):
+        self.origin = saved.origin
+        if saved.origin != STORE and saved.ruler in (MODEL, *EXPERTS):
             self._digest()
             self.guard.begin(saved.ruler, self._held_rows)
             self._obey(saved.ruler)
@@ -162,6 +169,7 @@ class Learned(Ranker):
         """Forget the model; samples and what is known of chunks stay, and make the next one."""
         self._digest()
         self.trainings = 0
+        self.origin = OWN
         self._next_training = self.samples.labelled + _FIRST_TRAINING
         self._follow_model(None)
         self.guard.begin(FIRST, self._held_rows)
@@ -173,6 +181,7 @@ class Learned(Ranker):
         soon = self.samples.soon / judged
         return {
             "model": self.model.name if self.model is not None else None,
+            "origin": self.origin if self.model is not None else None,
             "ruler": self.guard.ruler,
             "changes_of_ruler": self.guard.changes,
             "trainings": self.trainings,

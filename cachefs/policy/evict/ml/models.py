@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cachefs.policy.evict.ml.memory import FEATURES, Features
+from cachefs.policy.evict.ml.tree_text import checked_trees
 
 Scores = npt.NDArray[np.float32]
 """(chunks,): the chance that a chunk is not wanted before the boundary."""
@@ -25,7 +26,9 @@ good (docs/decisions/0021)."""
 _TREES = 20
 _LEAVES = 20
 _LEARNING_RATE = 0.2
-_LONGEST_STATE_BYTES = 16 * 2**20
+MOST_STATE_BYTES = 2**20
+"""Trees take some 50 kB as text. What is longer is not looked at, wherever it comes from."""
+_MOST_LOGISTIC_BYTES = 16 * 1024
 
 
 class Model(Protocol):
@@ -76,9 +79,14 @@ class Logistic:
     @classmethod
     def of_state(cls, state: bytes) -> Logistic:
         """Return the model that `state` was taken of."""
+        if len(state) > _MOST_LOGISTIC_BYTES:
+            raise ValueError("a model that is larger than any")
         weights, mean, scale = (np.array(row, np.float32) for row in json.loads(state))
-        if (len(weights), len(mean), len(scale)) != (len(FEATURES) + 1, *[len(FEATURES)] * 2):
+        lengths = (len(FEATURES) + 1, len(FEATURES), len(FEATURES))
+        if tuple(row.shape for row in (weights, mean, scale)) != tuple((n,) for n in lengths):
             raise ValueError("this model is for other features")
+        if not all(np.isfinite(row).all() for row in (weights, mean, scale)) or scale.min() <= 0:
+            raise ValueError("this model has no sound numbers")
         return cls(weights, mean, scale)
 
     @classmethod
@@ -187,10 +195,21 @@ def load(name: str, state: bytes) -> Model:
     Raises:
         ValueError: there is no such model, or this is none.
     """
-    if len(state) > _LONGEST_STATE_BYTES:
+    state = checked(name, state)
+    return Trees(state) if name == Trees.name else Logistic.of_state(state)
+
+
+def checked(name: str, state: bytes) -> bytes:
+    """Return a state that is safe to load. No library has seen it for that.
+
+    Raises:
+        ValueError: there is no such model, or this is none.
+    """
+    if len(state) > MOST_STATE_BYTES:
         raise ValueError("a model that is larger than any")
-    if name == Logistic.name:
-        return Logistic.of_state(state)
     if name == Trees.name:
-        return Trees(state)
+        return checked_trees(state, len(FEATURES))
+    if name == Logistic.name:
+        Logistic.of_state(state)
+        return state
     raise ValueError(f"no model '{name}'")
