@@ -94,7 +94,7 @@ coverage: setup ## the test suite with line and branch coverage, subprocesses in
 	$(BIN)/coverage report
 
 # ------------------------------------------------------------------------------------------ measure it
-.PHONY: bench-hot bench-tail bench-disk bench-cold bench-tiers bench-s3 bench-s3-clients bench-import bench-chunk-size bench-eviction bench-eviction-large bench-prefetch bench-boot bench-observe bench-waste
+.PHONY: bench-hot bench-tail bench-disk bench-cold bench-tiers bench-s3 bench-s3-clients bench-random-reads bench-import bench-chunk-size bench-eviction bench-eviction-large bench-prefetch bench-boot bench-observe bench-waste
 BENCH_ARGS ?=
 
 bench-hot: setup build/libfuse_pread ## hits, beside a bare pyfuse3 server and C libfuse servers
@@ -109,7 +109,7 @@ bench-disk: setup ## hits with nothing in the page cache, beside fio on the segm
 bench-cold: setup ## a cold sequential read from a local store, beside zstd -d
 	$(BIN)/python -m bench.cold $(BENCH_ARGS)
 
-bench-tiers: setup ## one read from L1, from L2 (Redis, Memcached) and from a local store
+bench-tiers: setup ## one read from L1, L2 (Redis, Memcached), a local store, and S3 near and far
 	$(BIN)/python -m bench.tiers $(BENCH_ARGS)
 
 bench-s3: setup ## cold reads and imports over S3, beside bare range GETs
@@ -117,6 +117,9 @@ bench-s3: setup ## cold reads and imports over S3, beside bare range GETs
 
 bench-s3-clients: setup ## ways to ask S3 for a range, and what each costs
 	$(BIN)/python -m bench.s3_clients $(BENCH_ARGS)
+
+bench-random-reads: setup ## random cold 4 KiB reads from S3, beside desync (BENCH_ARGS="--desync PROGRAM")
+	$(BIN)/python -m bench.random_reads $(BENCH_ARGS)
 
 bench-import: setup ## import, beside zstd
 	$(BIN)/python -m bench.import_ $(BENCH_ARGS)

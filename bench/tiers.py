@@ -6,6 +6,8 @@ cache. Each read of L2 and of the store is a chunk's first: for each round the m
 L1 empty. The tiers take turns; each figure is over all rounds.
 
 Beside it what an L2 costs a cold sequential read of the whole image, with nothing of it there yet.
+
+Then a read of one chunk from S3, near and far, beside what S3 itself takes (s3_tier.py).
 """
 
 import random
@@ -18,7 +20,7 @@ from statistics import median
 
 import click
 
-from bench import clock, files, mounts
+from bench import clock, files, mounts, s3_tier
 from bench.table import Table, publish, rate
 from tests.images.disks import MIB
 from tests.l2_servers import memcached_server, redis_server
@@ -72,16 +74,10 @@ def offsets_of(size_bytes: int, count: int) -> list[int]:
     return random.Random(1).sample(range(0, size_bytes - READ_BYTES + 1, READ_BYTES), count)
 
 
-@click.command()
-@click.option("--size-mib", default=256, show_default=True, help="Size of the image.")
-@click.option("--reads", default=1000, show_default=True, help="Reads a tier and round.")
-@click.option("--rounds", default=3, show_default=True)
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write the table here, too.")
-def main(size_mib: int, reads: int, rounds: int, markdown: Path | None) -> None:
-    """Measure a read of one chunk from each tier."""
+def measure_near(work: Path, image: Path, reads: int, rounds: int) -> list[Table]:
+    """Measure L1, L2 and a local store."""
+    size_mib = image.stat().st_size // MIB
     with ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tiers-")))
-        image = files.build_random_filled_image(work / "image.img", size_mib * MIB)
         store = work / "store"
         mounts.run_cachefs("init", str(store))
         mounts.import_image(store, image, "image")
@@ -117,7 +113,27 @@ def main(size_mib: int, reads: int, rounds: int, markdown: Path | None) -> None:
                         client.flushall()
                 with fresh_mount(store, work, url) as mountpoint:
                     times_s.append(clock.time_read(mountpoint / "image", MIB))
-    publish([table_of(measured), cold_table(cold, size_mib * MIB)], markdown)
+    return [table_of(measured), cold_table(cold, size_mib * MIB)]
+
+
+@click.command()
+@click.option("--size-mib", default=256, show_default=True, help="Size of the image.")
+@click.option("--reads", default=1000, show_default=True, help="Reads a tier and round.")
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--s3-reads", default=320, show_default=True, help="Of S3; 0: leave it out.")
+@click.option("--only-s3", is_flag=True, help="Leave everything else out.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write the table here, too.")
+def main(
+    size_mib: int, reads: int, rounds: int, s3_reads: int, only_s3: bool, markdown: Path | None
+) -> None:
+    """Measure a read of one chunk from each tier."""
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tiers-")))
+        image = files.build_random_filled_image(work / "image.img", size_mib * MIB)
+        tables = [] if only_s3 else measure_near(work, image, reads, rounds)
+        if s3_reads:
+            tables.append(s3_tier.measure(work, image, s3_reads, rounds))
+    publish(tables, markdown)
 
 
 def table_of(measured: dict[str, Measured]) -> Table:
