@@ -42,7 +42,7 @@ so long a poll, and a turn of the event loop more still. Not while a read waits 
 _TURN_S = 0.002
 """How long other tasks wait for their turn at most, beside 16 reads."""
 
-_TELL_AFTER_S = 0.01
+_TELL_AFTER_S = 0.002
 _TELL_AT = 64
 """The lane is told of answers when there are so many, or so old."""
 
