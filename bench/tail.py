@@ -20,7 +20,6 @@ import click
 
 from bench import files, fio, mounts
 from bench.fio import Result
-from bench.memory import touch_memory
 from bench.table import Table, publish
 from tests.images.disks import MIB
 
@@ -34,9 +33,6 @@ RATE = 2000
 READS = fio.Workload("4 KiB random", "randread", 4096, 1, engine="psync")
 
 STOPPED_S = 5.0
-
-STREAM_MEMORY_BYTES = 8192 * MIB
-"""About what a cold stream takes: pages of L1, of the mounted file, and of the pack."""
 
 
 def undisturbed(mountpoint: Path, runtime_s: float) -> None:
@@ -74,7 +70,6 @@ DISTURBANCES: dict[str, Callable[[Path, float], None]] = {
 
 def measure(mountpoint: Path, disturb: Callable[[Path, float], None], runtime_s: float) -> Result:
     """Read at the fixed rate, and disturb after half a second."""
-    touch_memory(STREAM_MEMORY_BYTES)
     disturber = threading.Timer(0.5, disturb, (mountpoint, runtime_s - 0.5))
     disturber.start()
     try:
