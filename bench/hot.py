@@ -2,15 +2,17 @@
 
 All servers serve the same bytes from the page cache and are mounted side by side. They are measured
 in turns (A B C, C B A, ...), many short ones, and each figure is the median of its rounds, so that
-the drift of a shared machine hits all alike. The best C server is the one with the best median: the
-best of four in each round would be the one that the noise has spared. Run it as `make bench-hot`.
+the drift of a shared machine hits all alike. After a part of the rounds all are mounted anew, with
+new files: where the bytes happen to lie in memory makes one mount up to a tenth faster than another
+of the same server. The best C server is the one with the best median: the best of four in
+each round would be the one that the noise has spared. Run it as `make bench-hot`.
 """
 
-import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import click
 
@@ -30,6 +32,8 @@ TARGETS_THROUGH_PYTHON = {
     fio.RANDOM_128K_QD16: 0.7,
     fio.SEQUENTIAL_1M: 0.7,
 }
+# By server: seconds of a first read, and of a second one.
+Timed = dict[Server, list[tuple[float, float]]]
 # The C servers' shapes that won somewhere on some machine.
 C_SERVERS = (
     mounts.libfuse(1),
@@ -89,26 +93,45 @@ def _verdicts(
     return [f"{server.name}: target {target} of {other} {verdict} ({ratio:.2f})"]
 
 
-def measure_buffered(paths: Mapping[Server, Path], rounds: int) -> Table:
+def time_buffered(paths: Mapping[Server, Path]) -> Timed:
     """Read the file in sequence as `cat` does, with nothing in the kernel's cache, and again."""
-    timed: dict[Server, list[tuple[float, float]]] = {server: [] for server in paths}
-    for _ in range(rounds):
-        for server, path in paths.items():
-            files.forget_pages(path)
-            timed[server].append((clock.time_read(path, MIB), clock.time_read(path, MIB)))
-            files.forget_pages(path)
+    timed: Timed = {}
+    for server, path in paths.items():
+        files.forget_pages(path)
+        timed[server] = [(clock.time_read(path, MIB), clock.time_read(path, MIB))]
+        files.forget_pages(path)
+    return timed
+
+
+def tabulate_buffered(timed: Timed, size_bytes: int) -> Table:
+    """Return the table of what `time_buffered` has measured on a file of this size."""
     heads = ["server", "first read", "again, from the kernel's page cache"]
     table = Table("Buffered, sequential, 1 MiB", heads)
-    for server, path in paths.items():
-        columns = zip(*timed[server], strict=True)
-        table.add(server.name, *(rate(path.stat().st_size / median(column)) for column in columns))
+    for server, pairs in timed.items():
+        columns = zip(*pairs, strict=True)
+        table.add(server.name, *(rate(size_bytes / median(column)) for column in columns))
     return table
+
+
+@contextmanager
+def mounted(servers: Sequence[Server], size_mib: int) -> Iterator[dict[Server, Path]]:
+    """Mount all servers side by side on a new file; yields where each shows it."""
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(TemporaryDirectory(prefix="hot-")))
+        image = files.build_random_filled_image(work / "image", size_mib * MIB)
+        paths = {}
+        for server in servers:
+            own = Path(stack.enter_context(TemporaryDirectory(prefix="s-", dir=work)))
+            paths[server] = stack.enter_context(server.serve(image, own))
+            mounts.warm(paths[server])
+        yield paths
 
 
 @click.command()
 @click.option("--size-mib", default=1024, show_default=True, help="Size of the served file.")
 @click.option("--runtime", "runtime_s", default=1.0, show_default=True, help="Seconds per point.")
-@click.option("--rounds", default=15, show_default=True)
+@click.option("--rounds", default=4, show_default=True, help="Of each set of mounts.")
+@click.option("--sets", default=4, show_default=True, help="How often all are mounted anew.")
 @click.option(
     "--mount-options",
     multiple=True,
@@ -118,36 +141,32 @@ def measure_buffered(paths: Mapping[Server, Path], rounds: int) -> Table:
 @click.option("--cachefs/--no-cachefs", "with_cachefs", default=True, show_default=True)
 @click.option("--c/--no-c", "with_c", default=True, show_default=True, help="The C servers.")
 @click.option("--only", default="", help="Only workloads whose name contains this.")
-@click.option("--folder", type=click.Path(path_type=Path), help="Work here, not in a new folder.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write the tables here, too.")
 def main(
     size_mib: int,
     runtime_s: float,
     rounds: int,
+    sets: int,
     mount_options: Sequence[str],
     with_cachefs: bool,
     with_c: bool,
     only: str,
-    folder: Path | None,
     markdown: Path | None,
 ) -> None:
     """Measure hits through cachefs beside a bare pyfuse3 and C libfuse servers."""
     servers = [mounts.cachefs(options) for options in mount_options] if with_cachefs else []
     servers += [mounts.bare_pyfuse3(), *(C_SERVERS if with_c else ())]
     workloads = [workload for workload in fio.HOT_WORKLOADS if only in workload.name]
-    with ExitStack() as stack:
-        work = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hot-")))
-        image = work / f"hot-{size_mib}.img"
-        if not image.exists():
-            files.build_random_filled_image(image, size_mib * MIB)
-        paths = {}
-        for server in servers:
-            own = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s-", dir=work)))
-            paths[server] = stack.enter_context(server.serve(image, own))
-            mounts.warm(paths[server])
-        measured = measure_in_turns(paths, workloads, runtime_s, rounds)
-        buffered = measure_buffered(paths, rounds)
-    publish([*(tabulate(measured, workload) for workload in workloads), buffered], markdown)
+    measured: Measured[Server] = {}
+    buffered: Timed = {}
+    for _ in range(sets):
+        with mounted(servers, size_mib) as paths:
+            for key, results in measure_in_turns(paths, workloads, runtime_s, rounds).items():
+                measured.setdefault(key, []).extend(results)
+            for server, pairs in time_buffered(paths).items():
+                buffered.setdefault(server, []).extend(pairs)
+    tables = [tabulate(measured, workload) for workload in workloads]
+    publish([*tables, tabulate_buffered(buffered, size_mib * MIB)], markdown)
 
 
 if __name__ == "__main__":
