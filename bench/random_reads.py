@@ -2,9 +2,9 @@
 
 The same image in the same SeaweedFS: for cachefs imported, for desync (its index and chunks made by
 `desync make`) mounted with `desync mount-index`. Both mounts are new for each round, both without
-any cache: cachefs with an empty cache folder, desync without `-c`. One read at a time with
-O_DIRECT, each in another 64 KiB of the image, at places that hold data; the mounts take turns.
-Then the same through a proxy that makes S3 farther.
+any cache: cachefs with an empty cache folder, desync without `-c`. Reads with O_DIRECT, each in
+another 64 KiB of the image, at places that hold data, one at a time and several at once; the mounts
+take turns. Then the same through a proxy that makes S3 farther.
 """
 
 import os
@@ -32,12 +32,23 @@ DESYNC_STORE = "images/desync"
 READ_BYTES = 4 * KIB
 APART_BYTES = 64 * KIB
 MOST_GETS, LEAST_RATIO = 1.0, 3.0
-COUNTED_READS = 50
+COUNTED_READS = 200
+WARM_READS = 32
 MOUNT_WAIT_S = 30.0
 NO_DESYNC = (
     "there is no desync: install it (Debian unstable has the package `desync`; it runs on Debian 12"
     " as `dpkg -x` unpacks it), or say where it is with --desync"
 )
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure: reads a mount and round, rounds, reads at a time, milliseconds added."""
+
+    reads: int
+    rounds: int
+    depths: tuple[int, ...]
+    far_ms: tuple[int, ...]
 
 
 @dataclass
@@ -47,10 +58,10 @@ class Measured:
     times_us: list[float] = field(default_factory=list)
     per_s: list[float] = field(default_factory=list)
 
-    def add(self, times_us: list[float]) -> None:
+    def add(self, timed: clock.TimedReads) -> None:
         """Add a round."""
-        self.times_us += times_us
-        self.per_s.append(1e6 * len(times_us) / sum(times_us))
+        self.times_us += timed.times_us
+        self.per_s.append(len(timed.times_us) / timed.wall_s)
 
     def percentile_ms(self, share: float) -> float:
         """Return a percentile."""
@@ -137,22 +148,23 @@ def places(image: Path, count: int) -> list[int]:
     raise click.UsageError("the image holds less data than so many reads want")
 
 
-def read(path: Path, offsets: list[int]) -> list[float]:
-    """Open and read once untimed (tables, connections), then time the others."""
-    clock.time_direct_reads(path, offsets[:1], READ_BYTES)
-    return clock.time_direct_reads(path, offsets[1:], READ_BYTES)
+def read(path: Path, offsets: list[int], depth: int) -> clock.TimedReads:
+    """Open and read a little untimed (tables, connections), then time the others."""
+    clock.time_direct_reads_at_depth(path, offsets[:WARM_READS], READ_BYTES, depth)
+    return clock.time_direct_reads_at_depth(path, offsets[WARM_READS:], READ_BYTES, depth)
 
 
-def count_gets(path: Path, far: FarS3, offsets: list[int]) -> float:
+def count_gets(path: Path, far: FarS3, offsets: list[int], depth: int) -> float:
     """Return the requests a read that reach S3, of any kind."""
-    clock.time_direct_reads(path, offsets[:1], READ_BYTES)
+    clock.time_direct_reads_at_depth(path, offsets[:WARM_READS], READ_BYTES, depth)
     before = far.requests()
-    clock.time_direct_reads(path, offsets[1 : COUNTED_READS + 1], READ_BYTES)
-    return (far.requests() - before) / COUNTED_READS
+    counted = offsets[WARM_READS:][:COUNTED_READS]
+    clock.time_direct_reads_at_depth(path, counted, READ_BYTES, depth)
+    return (far.requests() - before) / len(counted)
 
 
 def compare(
-    desync: Desync, work: Path, endpoint: str, offsets: list[int], rounds: int
+    desync: Desync, work: Path, endpoint: str, offsets: list[int], rounds: int, depth: int
 ) -> dict[str, Measured]:
     """Measure both in turns; every other round goes backwards."""
     measured = {"cachefs": Measured(), "desync": Measured()}
@@ -162,14 +174,14 @@ def compare(
                 cachefs_mounted(work, endpoint) if name == "cachefs" else desync.mounted(endpoint)
             )
             with subject as path:
-                measured[name].add(read(path, offsets))
+                measured[name].add(read(path, offsets, depth))
     return measured
 
 
 def table_of(case: str, measured: dict[str, Measured], gets: dict[str, float]) -> Table:
     """Return a table with the verdicts."""
     table = Table(
-        f"Random cold 4 KiB reads from S3, one at a time, {case}",
+        f"Random cold 4 KiB reads from S3, {case}",
         ["", "reads/s", "median ms", "p99 ms", "requests a read", "of desync", "reads"],
     )
     ratios = [
@@ -197,25 +209,29 @@ def table_of(case: str, measured: dict[str, Measured], gets: dict[str, float]) -
 
 
 def measure(
-    server: S3Server, desync: Desync, work: Path, image: Path, reads: int, rounds: int, far_ms: int
+    server: S3Server, desync: Desync, work: Path, image: Path, options: Options
 ) -> list[Table]:
     """Store the image for both, count requests, and measure near and far."""
     mounts.run_cachefs("init", STORE)
     mounts.import_image(STORE, image, "image")
     desync.make(image, server.endpoint)
-    offsets = places(image, reads + 1)
+    offsets = places(image, options.reads + WARM_READS)
     tables = []
     with far_s3(server.address) as far:
-        with cachefs_mounted(work, far.endpoint) as path:
-            gets = {"cachefs": count_gets(path, far, offsets)}
-        with desync.mounted(far.endpoint) as path:
-            gets["desync"] = count_gets(path, far, offsets)
-        measured = compare(desync, work, server.endpoint, offsets, rounds)
-        tables.append(table_of("S3 on loopback", measured, gets))
-        if far_ms:
-            far.set_delay(far_ms / 1000)
-            measured = compare(desync, work, far.endpoint, offsets[: reads // 2], rounds)
-            tables.append(table_of(f"{far_ms} ms added to S3", measured, gets))
+        for depth in options.depths:
+            with cachefs_mounted(work, far.endpoint) as path:
+                gets = {"cachefs": count_gets(path, far, offsets, depth)}
+            with desync.mounted(far.endpoint) as path:
+                gets["desync"] = count_gets(path, far, offsets, depth)
+            for far_ms in options.far_ms:
+                far.set_delay(far_ms / 1000)
+                endpoint = far.endpoint if far_ms else server.endpoint
+                timed = offsets[: WARM_READS + options.reads // (2 if far_ms else 1)]
+                measured = compare(desync, work, endpoint, timed, options.rounds, depth)
+                at_once = f"{depth} at a time" if depth > 1 else "one at a time"
+                added = f"{far_ms} ms added to S3" if far_ms else "S3 on loopback"
+                tables.append(table_of(f"{at_once}, {added}", measured, gets))
+            far.set_delay(0)
     return tables
 
 
@@ -224,12 +240,20 @@ def measure(
 @click.option("--size-mib", default=256, show_default=True, help="Size of the image.")
 @click.option("--reads", default=400, show_default=True, help="Reads a mount and round.")
 @click.option("--rounds", default=5, show_default=True)
-@click.option("--far-ms", default=10, show_default=True, help="Added to S3; 0: leave it out.")
+@click.option("--far-ms", multiple=True, type=int, default=(0, 10, 30), help="Added to S3.")
+@click.option("--depth", "depths", multiple=True, type=int, default=(1, 16), help="At a time.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write the tables here, too.")
 def main(
-    program: str | None, size_mib: int, reads: int, rounds: int, far_ms: int, markdown: Path | None
+    program: str | None,
+    size_mib: int,
+    reads: int,
+    rounds: int,
+    far_ms: tuple[int, ...],
+    depths: tuple[int, ...],
+    markdown: Path | None,
 ) -> None:
     """Measure random cold reads beside desync."""
+    options = Options(reads, rounds, depths, far_ms)
     found = shutil.which(program or "desync")
     if found is None:
         raise click.ClickException(NO_DESYNC)
@@ -242,7 +266,7 @@ def main(
         os.environ.update(server.environment())
         os.environ["CACHEFS_CATALOG_DIR"] = str(work / "catalogs")
         desync = Desync(str(Path(found).resolve()), work / "desync")
-        tables = measure(server, desync, work, image, reads, rounds, far_ms)
+        tables = measure(server, desync, work, image, options)
     publish(tables, markdown)
 
 

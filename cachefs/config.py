@@ -90,10 +90,10 @@ class S3Section(_Section):
     sse: Literal["", "AES256", "aws:kms"] = ""
     """Server-side encryption asked for at each write; empty: what the bucket does by itself."""
     sse_kms_key: str = ""
-    connections: int = Field(default=16, ge=1, le=256)
-    """The most connections of one process."""
+    connections: int = Field(default=64, ge=1, le=256)
+    """The most connections of one process; so many small reads are under way at once, at most."""
     requests_in_flight: int = Field(default=4, ge=1, le=64)
-    """Range reads that one fetcher has under way at once."""
+    """Range reads that one fetcher has under way at once; more small ones where that pays."""
     connect_timeout_s: float = Field(default=5.0, ge=0.1, le=300)
     read_timeout_s: float = Field(default=10.0, ge=0.1, le=300)
     """How long a connection may be silent."""

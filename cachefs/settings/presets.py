@@ -37,7 +37,7 @@ PRESETS: Mapping[PresetName, Values] = {
     # Large disks, whole images, long streams: capacity before latency.
     "global": {
         "store": {"refresh_s": 5.0},
-        "s3": {"requests_in_flight": 16, "connections": 32},
+        "s3": {"requests_in_flight": 16, "connections": 128},
         "l1": {
             "quota_bytes": "2TiB",
             "free_floor_bytes": "50GiB",

@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from cachefs.errors import CachefsError
 from cachefs.store.s3_settings import S3Settings
 from cachefs.tiers.fetcher import Fetcher
+from cachefs.tiers.in_flight import most_in_flight
 from cachefs.tiers.jobs import LENGTH, ChunkJob, Job, Message, encode
 from cachefs.tiers.l2.l2 import L2
 from cachefs.units import MIB
@@ -148,13 +149,17 @@ def main() -> None:
             while (job := inbox.next()) is not None:
                 do(job)
         else:
-            _serve_in_threads(do, connection, s3.requests_in_flight, int(places))
+            threads = most_in_flight(s3, int(places), has_l2=bool(l2_settings))
+            _serve_in_threads(do, connection, threads, int(places))
 
 
 def _serve_in_threads(
     do: Callable[[Job], None], connection: socket.socket, threads: int, ahead_threads: int
 ) -> None:
-    """Do jobs in threads; those ahead of demand have theirs, so that they take no place of it."""
+    """Do jobs in threads; those ahead of demand have theirs, so that they take no place of it.
+
+    The pool sends as many as it holds right, and a thread is begun when none is idle.
+    """
 
     def do_or_end(job: Job) -> None:
         try:

@@ -28,15 +28,18 @@ from cachefs.config import L2Section
 from cachefs.errors import StoreUnavailableError
 from cachefs.metrics import Metrics
 from cachefs.store.s3_settings import S3Settings
+from cachefs.tiers.in_flight import SMALL_JOB_BYTES, InFlight, most_in_flight
 from cachefs.tiers.jobs import (
     LENGTH,
     Answer,
     ChunkJob,
+    ChunksDone,
     ChunksLanded,
     Failed,
     Job,
     L2Report,
     Message,
+    Outcome,
     encode,
 )
 from cachefs.tiers.l2.watch import L2Watch
@@ -64,6 +67,15 @@ class _Ticket:
     done: Callable[[Answer], None] = field(compare=False)
     landed: Callable[[Sequence[int]], None] | None = field(default=None, compare=False)
     deaths: int = field(default=0, compare=False)
+    sent_s: float = field(default=0.0, compare=False)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it waits for the store and little else."""
+        job = self.job
+        if not isinstance(job, ChunkJob) or job.is_ahead:
+            return False
+        return sum(wanted.plain_bytes for wanted in job.wanted) <= SMALL_JOB_BYTES
 
     @property
     def is_ahead(self) -> bool:
@@ -77,12 +89,16 @@ class _Running:
     stream: trio.SocketStream
     tickets: dict[int, _Ticket]
     last_sign_s: float
+    in_flight: InFlight
+    """How many jobs that somebody waits for it may have."""
     ahead: int = 0
     """How many of the tickets are of jobs for which nobody waited."""
+    small: int = 0
+    """How many are small."""
 
 
 class FetcherPool:
-    """Runs `count` fetchers for one store, each with one more job than it does at once."""
+    """Runs `count` fetchers for one store."""
 
     def __init__(
         self,
@@ -106,7 +122,11 @@ class FetcherPool:
         ]
         self.ahead_places = ahead_places
         """Jobs ahead of demand that one fetcher does at once, beside those that somebody needs."""
-        self._jobs_ahead = s3.requests_in_flight + 1 if s3 else _JOBS_AHEAD
+        self._jobs_at_once = s3.requests_in_flight if s3 else _JOBS_AHEAD
+        has_l2 = l2 is not None and bool(l2.url)
+        self._small_jobs_at_once = (
+            most_in_flight(s3, ahead_places, has_l2=has_l2) if s3 else _JOBS_AHEAD
+        )
         self.l2 = L2Watch("" if l2 is None else l2.url, metrics)
         self.count = count
         self._lock_fd = lock_fd
@@ -238,17 +258,20 @@ class FetcherPool:
             undo.pop_all()
         self.pids.add(process.pid)
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-        return _Running(process, stream, {}, trio.current_time())
+        in_flight = InFlight(self._jobs_at_once, self._small_jobs_at_once)
+        return _Running(process, stream, {}, trio.current_time(), in_flight)
 
     async def _send_jobs(self, running: _Running) -> None:
         while True:
             while not self._has_place(running):
                 await self._changed.wait()
             ticket = heapq.heappop(self._queue)
+            ticket.sent_s = trio.current_time()
             if not running.tickets:
-                running.last_sign_s = trio.current_time()
+                running.last_sign_s = ticket.sent_s
             running.tickets[ticket.job.number] = ticket
             running.ahead += ticket.is_ahead
+            running.small += ticket.is_small
             await running.stream.send_all(encode(ticket.job))
 
     def _has_place(self, running: _Running) -> bool:
@@ -257,7 +280,10 @@ class FetcherPool:
             return False
         if self._queue[0].is_ahead:
             return running.ahead < self.ahead_places
-        return len(running.tickets) - running.ahead < self._jobs_ahead
+        demanded = len(running.tickets) - running.ahead
+        if demanded >= running.in_flight.limit:
+            return False
+        return self._queue[0].is_small or demanded - running.small < self._jobs_at_once
 
     async def _receive_answers(self, running: _Running) -> None:
         buffer = bytearray()
@@ -282,7 +308,9 @@ class FetcherPool:
                         landed(answer.members)
                     continue
                 ticket = running.tickets.pop(answer.number)
+                _learn(running, ticket, answer)
                 running.ahead -= ticket.is_ahead
+                running.small -= ticket.is_small
                 ticket.done(answer)
                 self._announce()
 
@@ -319,6 +347,18 @@ class FetcherPool:
     def _announce(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+
+
+def _learn(running: _Running, ticket: _Ticket, answer: Answer) -> None:
+    """Learn how many jobs a fetcher should have from one that asked the store once."""
+    if not isinstance(answer, ChunksDone) or not ticket.is_small or answer.requests != 1:
+        return
+    if any(one.outcome is Outcome.UNAVAILABLE for one in answer.fetched):
+        running.in_flight.failed()
+        return
+    now_s = trio.current_time()
+    demanded = len(running.tickets) + 1 - running.ahead
+    running.in_flight.answered(now_s - ticket.sent_s, demanded, now_s)
 
 
 async def _wait_for_end(process: subprocess.Popen[bytes]) -> None:

@@ -38,7 +38,11 @@ def store(s3_url: str) -> Store:
 
 
 @pytest.fixture
-def mount(mounts: Mounts, store: Store, proxy: HttpProxy) -> Iterator[Mount]:
+def mount(
+    mounts: Mounts, store: Store, proxy: HttpProxy, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Mount]:
+    # A connection is for what is ahead: so many requests are the most that a fetcher may have.
+    monkeypatch.setenv("CACHEFS_S3_CONNECTIONS", str(REQUESTS + 1))
     # Fetching ahead has requests of its own, and is not what is counted here.
     options = f"noprefetch,s3_endpoint={proxy.endpoint},fetchers={FETCHERS},s3_requests={REQUESTS}"
     mount = mounts(store.url).start(f"{options},read_deadline=1.5,refresh=60,on_outage=hold")

@@ -6,18 +6,22 @@ body that breaks. `retries.py` and the stack ask again.
 
 from __future__ import annotations
 
+import ssl
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
-from urllib.request import getproxies
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from urllib.parse import urlsplit
 
 import botocore.session
 from botocore.config import Config
-from botocore.credentials import Credentials
+from botocore.credentials import ReadOnlyCredentials
 from botocore.exceptions import NoCredentialsError
-from botocore.httpsession import URLLib3Session
+from botocore.httpsession import URLLib3Session, get_cert_path
+from botocore.utils import get_environ_proxies
 
 from cachefs.errors import UsageError
+from cachefs.store.s3.direct import DirectConnections
 from cachefs.store.s3.faults import mapped
+from cachefs.store.s3.signature import Signer
 from cachefs.store.s3_settings import S3Settings
 
 if TYPE_CHECKING:
@@ -25,6 +29,16 @@ if TYPE_CHECKING:
 
 _DEFAULT_REGION = "us-east-1"
 """What servers other than Amazon's sign with, unless they are told otherwise."""
+
+
+class Server(NamedTuple):
+    """Who serves a bucket: as the client of botocore sees it."""
+
+    name: str
+    port: int
+    host: str
+    """As the header Host has it: with a port where that is not the scheme's own."""
+    is_tls: bool
 
 
 class Connection:
@@ -69,17 +83,37 @@ class Connection:
         return cast("S3Client", client)
 
     @cached_property
+    def direct(self) -> DirectConnections | None:
+        """Connections for requests that we sign ourselves; None: they go through a proxy."""
+        if self._proxies:
+            return None
+        settings, server = self.settings, self._server
+        tls = ssl.create_default_context(cafile=self._authorities) if server.is_tls else None
+        return DirectConnections(
+            (server.name, server.port),
+            server.host,
+            tls,
+            settings.connections,
+            (settings.connect_timeout_s, settings.read_timeout_s),
+        )
+
+    @cached_property
     def http(self) -> URLLib3Session:
-        """Connections for requests that we sign ourselves."""
+        """The same through a proxy."""
         settings = self.settings
-        bundle: Any = settings.ca_file or self._session.get_config_variable("ca_bundle")
         timeout: Any = (settings.connect_timeout_s, settings.read_timeout_s)
+        verify: Any = self._authorities
         return URLLib3Session(
-            verify=bundle or True,
-            proxies=getproxies(),
+            verify=verify,
+            proxies=self._proxies,
             timeout=timeout,
             max_pool_connections=settings.connections,
         )
+
+    @cached_property
+    def signer(self) -> Signer:
+        """What signs GETs of ranges."""
+        return Signer(self._server.host, self.region)
 
     @cached_property
     def bucket_url(self) -> str:
@@ -96,10 +130,35 @@ class Connection:
         found = self.settings.region or self._session.get_config_variable("region")
         return str(found or _DEFAULT_REGION)
 
-    def credentials(self) -> Credentials:
+    @cached_property
+    def bucket_path(self) -> str:
+        """The same without the server."""
+        return urlsplit(self.bucket_url).path
+
+    @cached_property
+    def _server(self) -> Server:
+        url = urlsplit(self.bucket_url)
+        is_tls = url.scheme == "https"
+        own_port = 443 if is_tls else 80
+        port = url.port or own_port
+        name = url.hostname or ""
+        host = f"[{name}]" if ":" in name else name
+        return Server(name, port, host if port == own_port else f"{host}:{port}", is_tls)
+
+    @cached_property
+    def _proxies(self) -> dict[str, str]:
+        proxies: dict[str, str] = get_environ_proxies(self.bucket_url)
+        return proxies if urlsplit(self.bucket_url).scheme in proxies else {}
+
+    @property
+    def _authorities(self) -> str:
+        bundle: Any = self.settings.ca_file or self._session.get_config_variable("ca_bundle")
+        return str(get_cert_path(bundle or True))
+
+    def credentials(self) -> ReadOnlyCredentials:
         """Return the credentials of now: botocore renews those that expire."""
         credentials: Any = self._session.get_credentials()
         if credentials is None:
             raise NoCredentialsError
-        frozen: Credentials = credentials.get_frozen_credentials()
+        frozen: ReadOnlyCredentials = credentials.get_frozen_credentials()
         return frozen

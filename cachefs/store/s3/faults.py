@@ -6,6 +6,7 @@ All exceptions of botocore and urllib3 end in this file. What can pass is StoreU
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -90,7 +91,7 @@ def mapped(what: str) -> Iterator[None]:
     except botocore_errors.ClientError as error:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
         raise answered(status, error.response.get("Error", {}).get("Code", ""), what) from error
-    except botocore_errors.SSLError as error:
+    except (botocore_errors.SSLError, ssl.SSLError) as error:
         if "certificate" in str(error).lower():
             raise StoreRefusedError(
                 f"cannot {what}: the server's certificate is not trusted: see s3.ca_file ({error})"

@@ -66,7 +66,7 @@ def test_what_a_mount_would_take_and_from_where(
     done = command("config", "show", "--preset", "global", file)
     rows = {line.split()[0]: line.split() for line in done.stdout.decode().splitlines()}
     assert rows["preset"][1:] == ['"global"', "command", "line"]
-    assert rows["s3.connections"][1:] == ["32", "preset", "global"]
+    assert rows["s3.connections"][1:] == ["128", "preset", "global"]
     assert rows["l1.quota_bytes"][1:] == ['"3GiB"', str(file)]
     assert rows["mount.allow_other"][1:] == ["true", "default"]
 
