@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from bench.ablation import ablation_table
 from bench.table import Table, publish
 from bench.workloads import MADE, fleet, made
-from cachefs.policy.evict.ml.memory import FEATURES, Features, Memory
 from cachefs.policy.evict.names import POLICIES, make_policy
 from cachefs.policy.evict.order import Ticks
 from cachefs.policy.evict.seam import Arrival
@@ -84,7 +84,7 @@ def main() -> None:
         sys.exit(f"there are no traces (*.npz) in {options.traces}: name their folder, --traces")
     sizes = options.sizes.split(",")
     if options.ablation:
-        publish([ablation_table(traces, sizes)], options.markdown)
+        publish([ablation_table(traces, CHUNK_SIZES, sizes)], options.markdown)
         return
     publish(tables(traces, options, sizes), options.markdown)
 
@@ -196,30 +196,6 @@ def their_gap(lib: Any, name: str, requests: Requests, chunk_bytes: int, text: s
     lru, best = (run_one(requests, Run(chunk_bytes, size, each)) for each in ("lru", "min"))
     gap = lru.outcome.misses - best.outcome.misses
     return 100 * (lru.outcome.misses - misses) / gap if gap else 0.0
-
-
-def ablation_table(traces: list[Requests], sizes: list[str]) -> Table:
-    """Return what `ml` closes without each of its features: their value is set to zero."""
-    table = Table("Mean gap closed by ml without a feature, %", ("without", *sizes))
-    whole = Memory.features
-    for at in (None, *range(len(FEATURES))):
-
-        def features(self: Memory, slots: Any, at: int | None = at) -> Features:
-            found = whole(self, slots)
-            if at is not None:
-                found[:, at] = 0
-            return found
-
-        Memory.features = features  # type: ignore[method-assign]
-        cells = []
-        for size in sizes:
-            cases = [(t, c, size, ["ml"], 1) for t in traces for c in CHUNK_SIZES]
-            gaps = [one_case(case)["ml"][0].gap_closed for case in cases]
-            cells.append(f"{statistics.mean(gaps):.1f}")
-        table.add("nothing" if at is None else FEATURES[at], *cells)
-        print(table.rows[-1], file=sys.stderr, flush=True)
-    Memory.features = whole  # type: ignore[method-assign]
-    return table
 
 
 def large_table(slots: int = 16_000_000, evictions: int = 200_000) -> Table:
