@@ -61,6 +61,7 @@ class Metrics:
     evicted_chunks: int = _counter("Chunks that L1 gave up for others")
     policy_errors: int = _counter("Slots that the eviction policy named and must not; left alone")
     trainings: int = _counter("Models that the eviction policy has learned")
+    training_us: int = _counter("Microseconds that this took, beside the reads")
     commits: int = _counter("Transactions of the index")
     scrubbed_chunks: int = _counter("Chunks that the scrub verified")
     scrub_passes: int = _counter("Times that the scrub has seen all of L1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import click
@@ -48,10 +49,14 @@ def model_command(action: str, mountpoint: Path, file: Path | None, as_json: boo
             f", {100 * share:+.2f}% of {name}" for name, share in figures["regret"].items()
         )
         origin = _ORIGINS.get(figures["origin"])
+        trained = ""
+        if figures["trained_at"]:
+            at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(figures["trained_at"]))
+            trained = f"  trained   last at {at}, in {1000 * figures['training_s']:.0f} ms\n"
         click.echo(
             f"  model     {figures['model'] or 'none yet: as lru'}, "
             f"{f'{origin}, ' if origin else ''}"
-            f"{figures['trainings']} trainings, {figures['labelled_samples']} samples\n"
+            f"{figures['trainings']} trainings, {figures['labelled_samples']} samples\n{trained}"
             f"  rules     {figures['ruler']}\n"
             f"  right     {100 * figures['accuracy']:.1f}% of guesses; "
             f"{100 * figures['majority_share']:.1f}% would be by always saying the same\n"

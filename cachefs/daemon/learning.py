@@ -1,25 +1,28 @@
-"""The learning of the daemon: models are trained in threads, saved, loaded, shown.
+"""The learning of the daemon: models are trained (training.py), saved, loaded, shown.
 
 A model file is written beside the old one and takes its place in one step, so that a kill at any
 moment leaves the old or the new. A file that is damaged or of another version is passed over with a
 message, and learning starts anew. Every file may be deleted at any time. A cache folder without a
 model starts with the one that hosts share (sharing.py), unless its own was reset.
 
-Concurrency: policies are touched on the event loop only; training and files are in threads.
+Concurrency: policies are touched on the event loop only; training is in a process, files are in
+threads.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 
 from cachefs.daemon.cache import Cache
 from cachefs.daemon.sharing import Sharing
+from cachefs.daemon.training import train
 from cachefs.errors import CacheError, FormatError, NotFoundError, UsageError
 from cachefs.index.segments import slot_bytes_of
 from cachefs.policy.evict.ml.learned import Learned, Training
@@ -32,6 +35,13 @@ _LOOK_INTERVAL_S = 1.0
 _SAVE_INTERVAL_S = 60.0
 
 
+class _Trained(NamedTuple):
+    """When the last training ended, in Unix time, and how long it took; 0: there was none."""
+
+    trained_at: float = 0.0
+    training_s: float = 0.0
+
+
 class Learning:
     """What learns over a cache; idle while the policy is one that does not."""
 
@@ -39,6 +49,8 @@ class Learning:
         self._cache = cache
         self._sharing = sharing
         self._saved_s = 0.0
+        self._trained: dict[int, _Trained] = {}
+        """The last training of each class of slots, by its number."""
         self._loaded: set[int] = set()
         """Policies, by id, that were offered the saved model already."""
 
@@ -47,31 +59,43 @@ class Learning:
         async with trio.open_nursery() as nursery:
             if self._sharing is not None:
                 nursery.start_soon(self._sharing.run, self._learners)
+            nursery.start_soon(self._keep)
             nursery.start_soon(self._learn)
 
-    async def _learn(self) -> None:
+    async def _keep(self) -> None:
+        """Load models, and save them now and then."""
         while True:
             await trio.sleep(_LOOK_INTERVAL_S)
             for number, policy in self._learners().items():
                 if id(policy) not in self._loaded:
                     await self._load(number, policy)
-                work = policy.training()
-                if work is not None:
-                    await self._train(policy, work)
             if trio.current_time() - self._saved_s > _SAVE_INTERVAL_S:
                 await self.save()
 
-    async def _train(self, policy: Learned, work: Training) -> None:
+    async def _learn(self) -> None:
+        """Train one model at a time, however long it takes."""
+        while True:
+            await trio.sleep(_LOOK_INTERVAL_S)
+            for number, policy in self._learners().items():
+                work = policy.training() if id(policy) in self._loaded else None
+                if work is not None:
+                    await self._train(number, policy, work)
+
+    async def _train(self, number: int, policy: Learned, work: Training) -> None:
+        began_s = time.time()
         try:
-            model = await trio.to_thread.run_sync(work)
+            model = await train(work)
+            took_s = time.time() - began_s
+            self._trained[number] = _Trained(began_s + took_s, took_s)
             self._cache.l1.metrics.trainings += 1
-        except (ImportError, OSError) as error:  # also a shared library that it needs
+            self._cache.l1.metrics.training_us += max(0, round(took_s * 1e6))
+        except ImportError as error:  # also a shared library that it needs
             model = None
             if policy.kind is not Logistic:
                 logger.warning("without LightGBM eviction learns by logistic regression: %s", error)
                 policy.learn_by(Logistic)
                 return
-        except Exception as error:  # noqa: BLE001 - LightGBM's own; the old model goes on
+        except (CacheError, ValueError) as error:  # the old model goes on
             model = None
             logger.warning("cannot train a model: %s", error)
         policy.adopt(model)
@@ -114,7 +138,10 @@ class Learning:
             raise UsageError(f"cannot '{action}' a model")
         return {
             "is_shared": self._sharing is not None,
-            "classes": {slot_bytes_of(n): p.what_it_does() for n, p in learners.items()},
+            "classes": {
+                slot_bytes_of(n): p.what_it_does() | self._trained.get(n, _Trained())._asdict()
+                for n, p in learners.items()
+            },
         }
 
     async def _reset(self, number: int, policy: Learned) -> None:

@@ -72,6 +72,7 @@ def test_a_mount_learns(mounts: Mounts, tmp_path: Path, data: bytes) -> None:
     shown = mount.command("model", "show", mount.mountpoint)
     assert "chunks of 64 KiB" in shown.stdout
     assert "trees" in shown.stdout
+    assert "trained   last at 20" in shown.stdout
     mount.umount()
     mount.start("quota=2MiB,eviction=ml")
     read_direct(mount / "image", 0, CHUNK)

@@ -7,8 +7,7 @@ brings the result (`adopt`). The guard says whether the model rules or a policy 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +34,19 @@ _TRAINING_INTERVAL = 16_384
 _HORIZON = 2.0
 """A sample is waited for so many times the boundary."""
 
-Training = Callable[[], Model]
+
+class Training(NamedTuple):
+    """Work to be done anywhere: call it, or take it apart and do it elsewhere."""
+
+    kind: type[Trees | Logistic]
+    features: Features
+    labels: Scores
+    before: Model | None
+    seed: int
+
+    def __call__(self) -> Model:
+        """Return the model."""
+        return self.kind.train(self.features, self.labels, self.before, self.seed)
 
 
 class Learned(Ranker):
@@ -128,7 +139,7 @@ class Learned(Ranker):
         self._is_training = True
         features, after = self.samples.training_set()
         labels = soft_labels(after, self._boundary)
-        return partial(self.kind.train, features, labels, self.model, self.trainings)
+        return Training(self.kind, features, labels, self.model, self.trainings)
 
     def learn_by(self, kind: type[Trees | Logistic]) -> None:
         """Train other models from now on, the first at once: what was under way is not to come."""
