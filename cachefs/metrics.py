@@ -34,6 +34,7 @@ class Metrics:
     zero_chunks: int = _counter("Chunks read that are all zeros")
     miss_chunks: int = _counter("Chunks read that were not in L1")
     read_wait_us: int = _counter("Microseconds that reads waited for chunks or the disk, in all")
+    stalled_us: int = _counter("Microseconds in which at least one read waited")
     joined_chunks: int = _counter("Misses that waited for a fetch that was already in flight")
     disk_waits: int = _counter("L1 reads that the page cache could not answer")
     l2_chunks: int = _counter("Chunks fetched from L2")

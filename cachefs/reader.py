@@ -88,6 +88,8 @@ class Reader:
         what it was: so a small read in a hot chunk asks neither table nor residency."""
         self._hints_as_of = l1.drops
         self._disk = trio.CapacityLimiter(_DISK_THREADS)
+        self._stalled_since_s = 0.0
+        """Since when there has been a read that waits, while there is one."""
 
     def read_hit(
         self, table: ManifestTable, offset: int, size_bytes: int, inode: int = NO_INODE
@@ -137,8 +139,10 @@ class Reader:
         size_bytes = max(0, min(size_bytes, table.size_bytes - offset))
         self._metrics.reads += 1
         self._metrics.read_bytes += size_bytes
-        self._metrics.waiting_reads += 1
         begun_s = trio.current_time()
+        if not self._metrics.waiting_reads:
+            self._stalled_since_s = begun_s
+        self._metrics.waiting_reads += 1
         try:
             if holds and self._metrics.waiting_reads > _MOST_WAITING:
                 raise DeadlineError(f"{_MOST_WAITING} reads wait already")
@@ -151,8 +155,11 @@ class Reader:
             self._metrics.read_deadlines += isinstance(error, DeadlineError)
             raise
         finally:
+            ended_s = trio.current_time()
+            self._metrics.read_wait_us += int((ended_s - begun_s) * 1e6)
             self._metrics.waiting_reads -= 1
-            self._metrics.read_wait_us += int((trio.current_time() - begun_s) * 1e6)
+            if not self._metrics.waiting_reads:
+                self._metrics.stalled_us += int((ended_s - self._stalled_since_s) * 1e6)
 
     async def read_chunks(self, refs: list[ChunkRef], chunk_bytes: int) -> bytes:
         """Return whole chunks, one after the other, from wherever they are.

@@ -504,6 +504,29 @@ async def test_a_disk_that_hangs_costs_its_patience_and_no_read_more_than_its_de
         assert await reader.read(table, 0, CHUNK) == DATA[:CHUNK]
 
 
+async def test_what_waits_at_once_is_one_stall(
+    store: Store, table: ManifestTable, cache: Cache
+) -> None:
+    pool = HandPool(Fetcher(store.url, store.identity))
+    metrics = cache.l1.metrics
+    async with reading(cache, pool) as reader:
+        begun_s = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for index in range(4):
+                nursery.start_soon(reader.read, table, index * CHUNK, CHUNK)
+            await wait_until(lambda: len(pool.jobs) == 4)
+            await trio.sleep(0.05)
+            while pool.jobs:
+                pool.answer()
+        took_us = (trio.current_time() - begun_s) * 1e6
+        assert 50_000 <= metrics.stalled_us <= took_us
+        assert metrics.read_wait_us >= 4 * 50_000
+        await trio.sleep(0.02)
+        stalled_us = metrics.stalled_us
+        assert await reader.read(table, 0, CHUNK) == DATA[:CHUNK]  # here: nobody waits for long
+        assert metrics.stalled_us - stalled_us < 20_000
+
+
 async def test_an_outage_evicts_nothing(
     store: Store, table: ManifestTable, cache: Cache, autojump_clock: MockClock
 ) -> None:
