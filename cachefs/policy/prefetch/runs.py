@@ -23,6 +23,14 @@ _MEMORY = 64.0
 _LIKELY = 0.6
 """Running ahead of what is less likely would waste nearly as much as it would use."""
 
+_ALIKE_STEPS = 3
+_ALIKE_SHARE = 0.9
+_ALIKE_RUNS = 3.0
+_ALIKE_LIKELY = 0.9
+"""Where so many runs ended, and nearly all within a few steps of each other, their reader takes
+pieces of one size from random places: what lies among those ends is as good as a coin. A run that
+has outgrown them is another reader's."""
+
 _PRIOR_RUNS = 4.0
 _PRIOR_CHANCE = 0.75
 """To double, before anything is known: a few runs that end say otherwise."""
@@ -67,14 +75,23 @@ class RunLengths:
 
     def _furthest(self, bucket: int) -> tuple[int, float]:
         reached = sum(self._ended[bucket:]) + _PRIOR_RUNS
+        likely = _ALIKE_LIKELY if bucket < self._alike_until() else _LIKELY
         furthest = 0, 0.0
         for further in range(bucket + 1, bucket + 2 * _STEPS + 1):
             prior = _PRIOR_RUNS * _PRIOR_CHANCE ** ((further - bucket) / _STEPS)
             chance = (sum(self._ended[further:]) + prior) / reached
-            if chance < _LIKELY:
+            if chance < likely:
                 break
             furthest = int(_SMALLEST_BYTES * 2 ** (further / _STEPS)), chance
         return furthest
+
+    def _alike_until(self) -> int:
+        """Return the step by which nearly all runs ended at about the same length, 0 if none."""
+        if self._total < _ALIKE_RUNS:
+            return 0
+        ended = self._ended
+        most, less = max((sum(ended[at : at + _ALIKE_STEPS]), -at) for at in range(_BUCKETS))
+        return _ALIKE_STEPS - less if most >= _ALIKE_SHARE * self._total else 0
 
 
 def _bucket(run_bytes: int) -> int:

@@ -114,6 +114,18 @@ def test_what_runs_promise_is_learned_from_how_they_ended() -> None:
     assert lengths.reach(0)[0] == 16 * KIB
 
 
+def test_among_runs_of_about_one_length_only_what_nearly_all_reach_is_promised() -> None:
+    alike, unlike = RunLengths(), RunLengths()
+    for number in range(30):
+        is_short = number % 10 < 3
+        alike.add(3 * MIB if is_short else 5 * MIB)
+        unlike.add(3 * MIB if is_short else MIB << number % 7 + 2)
+    assert alike.reach(3 * MIB) == (0, 0.0)  # three of ten have ended there
+    assert alike.reach(2 * MIB)[1] > 0.9
+    assert unlike.reach(3 * MIB)[0] >= 4 * MIB
+    assert alike.reach(8 * MIB)[0] > 16 * MIB  # it has outgrown them
+
+
 def test_a_run_that_goes_on_after_another_was_begun_has_not_ended() -> None:
     streams = Streams()
     for turn in range(50):
