@@ -210,7 +210,7 @@ class PrefetchSection(_Section):
     """The furthest that a sequential reader is run ahead of."""
     request_bytes: Size = Field(default=8 * MIB, ge=64 * KIB, le=64 * MIB)
     """The most that one request asks the store for."""
-    requests: int = Field(default=4, ge=1, le=64)
+    requests: int = Field(default=12, ge=1, le=64)
     """Requests ahead of demand that one fetcher of a store on S3 has under way at once, at most."""
     bytes_per_s: Size = Field(default=0, ge=0, le=TIB)
     """The most that is asked for ahead in a second; 0: as much as the store gives."""

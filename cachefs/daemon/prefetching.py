@@ -39,6 +39,9 @@ aside when somebody needs another."""
 _MOST_PLAIN_BYTES = 32 * MIB
 """Chunks of one job from S3: frames of 8 MiB may be far more than that as chunks."""
 
+_MOST_LARGE_REQUESTS = 4
+"""So many of the longest fill the link; what demand asks for lies behind their bytes there."""
+
 
 def ahead_places(config: Config) -> int:
     """Return how many jobs ahead of demand one fetcher may have at once."""
@@ -59,9 +62,13 @@ def make_prefetcher(
     if not settings.enabled:
         return None
     is_on_s3 = config.store.url.startswith("s3://")
-    limits = Limits(settings.request_bytes, _MOST_PLAIN_BYTES if is_on_s3 else MOST_JOB_BYTES)
+    if is_on_s3:
+        limits = Limits(settings.request_bytes, _MOST_PLAIN_BYTES, ranges=1)
+    else:
+        limits = Limits(settings.request_bytes, MOST_JOB_BYTES)
     places = pool.count * pool.ahead_places
-    jobs = AheadJobs(l1, stack, l1.metrics, Pace(places, settings.bytes_per_s))
+    pace = Pace(places, settings.bytes_per_s)
+    jobs = AheadJobs(l1, stack, l1.metrics, pace, _MOST_LARGE_REQUESTS * settings.request_bytes)
     prefetcher = Prefetcher(settings, l1, l1.metrics, jobs, limits, table_of, accesses.digest)
     stack.on_demand = lambda is_miss: prefetcher.wake(is_miss=is_miss)
     for arm in learning_arms(settings.arms, _weights(settings.lstm_weights)):

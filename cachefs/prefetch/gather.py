@@ -1,7 +1,7 @@
 """Gathering: the chunks of one job, from the pieces of a plan.
 
 A job is one request to the store as a rule: chunks whose frames lie near each other in a pack, as
-those of a run do. Only where pieces are small and scattered it is a few.
+those of a run do. From a local store it is a few where pieces are small and scattered.
 """
 
 from __future__ import annotations
@@ -17,21 +17,27 @@ from cachefs.tiers.ranges import MOST_GAP_AHEAD
 _MOST_LOOKED_AT = 1024
 """Chunks in one step: about 4 ms of the event loop."""
 
-_MOST_RANGES = 4
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one job: bytes of frames and of chunks, and the number of chunks."""
+    """Of one job: bytes of frames and of chunks, the number of chunks, and of requests.
+
+    A fetcher makes the requests of a job one after the other: where it waits for each, it should
+    be one, so that those of other jobs are under way meanwhile.
+    """
 
     frame_bytes: int
     plain_bytes: int
     chunks: int = 4096
+    ranges: int = 4
 
     def within(self, plain_bytes: int, chunks: int) -> Limits:
         """Return the limits where only so many bytes and slots are left."""
         return Limits(
-            self.frame_bytes, min(self.plain_bytes, plain_bytes), min(self.chunks, chunks)
+            self.frame_bytes,
+            min(self.plain_bytes, plain_bytes),
+            min(self.chunks, chunks),
+            self.ranges,
         )
 
 
@@ -105,7 +111,7 @@ def _fits(batch: Batch, ref: ChunkRef, limits: Limits) -> bool:
         return False
     if _follows(batch.refs[-1], ref):
         return True
-    return batch.ranges < _MOST_RANGES and batch.frame_bytes < limits.frame_bytes // 4
+    return batch.ranges < limits.ranges and batch.frame_bytes < limits.frame_bytes // 4
 
 
 def _add(batch: Batch, index: int, ref: ChunkRef) -> None:

@@ -21,6 +21,7 @@ from cachefs.prefetch.image import OpenImage
 from cachefs.tiers.flight import Flight
 from cachefs.tiers.l1 import L1
 from cachefs.tiers.stack import Stack
+from cachefs.units import MIB
 
 Ended = Callable[[Entry, Flight], None]
 """Told of a chunk that has come, or has not."""
@@ -29,18 +30,25 @@ Ended = Callable[[Entry, Flight], None]
 class AheadJobs:
     """The jobs ahead of one mount; see Residents in gather.py for what it knows of chunks."""
 
-    def __init__(self, l1: L1, stack: Stack, metrics: Metrics, pace: Pace) -> None:
+    def __init__(
+        self, l1: L1, stack: Stack, metrics: Metrics, pace: Pace, most_bytes: int = 32 * MIB
+    ) -> None:
         self._l1 = l1
         self._stack = stack
         self._metrics = metrics
         self._retries_seen = 0
         self.pace = pace
         self.under_way = 0
+        self._most_bytes = most_bytes
+        self._under_way_bytes = 0
+        """Of frames, at most `most_bytes` and one job."""
         self.on_answered: Callable[[], None] = lambda: None
         """Called when a job has ended and its place is free."""
 
     def wait_s(self, now_s: float) -> float | None:
         """Return when one more may start: 0 is now, None when another has ended."""
+        if self._under_way_bytes >= self._most_bytes:
+            return None
         return self.pace.wait_s(self.under_way, now_s)
 
     def spare_slots(self, image: OpenImage, *, may_evict: bool = True) -> int:
@@ -97,6 +105,7 @@ class AheadJobs:
             ended(entry, flight)
 
         def answered(is_there: bool) -> None:
+            self._under_way_bytes -= batch.frame_bytes
             self._answered(batch.plain_bytes, trio.current_time() - now_s, is_there=is_there)
 
         self.under_way += 1
@@ -105,6 +114,7 @@ class AheadJobs:
         if not count:
             self.under_way -= 1
             return 0
+        self._under_way_bytes += batch.frame_bytes
         self.pace.asked(batch.frame_bytes, now_s)
         self._metrics.ahead_requests += 1
         self._metrics.ahead_jobs = self.under_way

@@ -385,3 +385,21 @@ async def test_the_next_job_begins_when_one_ends_without_a_turn(
         assert len(first) == len(ahead.jobs_ahead()) == 1
         assert first != ahead.jobs_ahead()
         await ahead.answer_until_calm()
+
+
+async def test_bytes_under_way_have_a_bound_of_their_own(
+    cache: Cache, pool: HandPool, table: ManifestTable
+) -> None:
+    limits = Limits(256 * KIB, 256 * KIB)
+    async with running_ahead(cache, pool, table, places=16, limits=limits) as ahead:
+        ahead.prefetcher.jobs._most_bytes = 512 * KIB
+        ahead.prefetcher.jobs.pace._limit = 16.0
+        await room(ahead)
+        ahead.prefetcher.opened(INODE, table)
+        image = ahead.prefetcher.images[INODE]
+        ahead.prefetcher.plan(image, "sequential", [Wish(0, 32, 1.0)])
+        ahead.prefetcher.start_jobs()
+        under_way = sum(w.frame_bytes for job in ahead.jobs_ahead() for w in job.wanted)
+        assert 512 * KIB <= under_way <= 768 * KIB
+        await ahead.answer_until_calm()
+        assert cache.l1.metrics.ahead_chunks == 32

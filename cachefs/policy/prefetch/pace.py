@@ -13,6 +13,7 @@ _SLOW = 2.5
 it, so beyond this only others wait longer."""
 
 _DECREASE = 0.7
+_FIRST_LIMIT = 4.0
 _FORGET = 1.02
 """The best time of a size is let grow by this at each request: the store may have become slower."""
 
@@ -27,7 +28,10 @@ class Pace:
     def __init__(self, most: int, bytes_per_s: int = 0) -> None:
         self._most = max(1, most)
         self._bytes_per_s = bytes_per_s
-        self._limit = min(2.0, float(self._most))
+        self._limit = min(_FIRST_LIMIT, float(self._most))
+        self._is_starting = True
+        """No request was slow yet: each answer lets one more be sent, which doubles them in the
+        time of one, as TCP begins. What a guest needs to start is over before one by one would."""
         self._best_s: dict[int, float] = {}
         self._held_until_s = 0.0
         self._cut_s = 0.0
@@ -69,14 +73,17 @@ class Pace:
         best_s = min(self._best_s.get(bucket, duration_s) * _FORGET, duration_s)
         self._best_s[bucket] = best_s
         if duration_s <= _SLOW * best_s:
-            self._limit = min(self._most, self._limit + 1 / self._limit)
+            more = 1.0 if self._is_starting else 1 / self._limit
+            self._limit = min(self._most, self._limit + more)
         elif now_s - self._cut_s > duration_s:  # those sent before the last cut do not count again
             self._limit = max(1.0, self._limit * _DECREASE)
             self._cut_s = now_s
+            self._is_starting = False
 
     def failed(self, now_s: float) -> None:
         """The store did not answer a request, or somebody else's."""
         pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**self._outages)
         self._outages = min(self._outages + 1, 16)
         self._limit = 1.0
+        self._is_starting = False
         self._held_until_s = max(self._held_until_s, now_s + pause_s)

@@ -44,6 +44,12 @@ _FREE_BYTES = 16 * 2**20
 """Of stages that need no evidence."""
 _LEVERAGE = 8
 """Each byte that came true lets so many more be wished for."""
+_SAME_SHARE = 0.95
+_SAME_FREE_BYTES = 32 * 2**20
+_SAME_LEVERAGE = 64
+"""If so much of what is known lies where it lay, the profile is of this image, or nearly: both are
+larger then, since a resume is over before evidence of single chunks comes in. A look at a file
+still ends it after the free stages, and the budget of the image bounds what a lie costs."""
 _TRUST = 16.0
 
 _Part = tuple[int, int, float, int]
@@ -63,6 +69,8 @@ class _Run:
         self.last_new_s = 0.0
         self.looked_s = 0.0
         self.looked_size = 0
+        self.is_same = False
+        """Whether what is known was learned of this image, or nearly."""
         self.stages: list[list[_Part]] = []
         """The next stage last."""
         self.expected: dict[int, None] = {}
@@ -142,8 +150,10 @@ class Replay:
     def _next_stages(self, run: _Run, image: Image, now_s: float) -> list[Wish]:
         wishes: list[Wish] = []
         measured = (run.used + _TRUST) / (run.judged + _TRUST)
+        free_bytes = _SAME_FREE_BYTES if run.is_same else _FREE_BYTES
+        leverage = _SAME_LEVERAGE if run.is_same else _LEVERAGE
         while run.stages:
-            allowed = _FREE_BYTES + _LEVERAGE * run.came * image.chunk_bytes
+            allowed = free_bytes + leverage * run.came * image.chunk_bytes
             if run.asked * image.chunk_bytes >= allowed * measured:
                 break
             for first, count, confidence, ms in run.stages.pop():
@@ -259,6 +269,7 @@ def confidence_of(rows: Rows) -> npt.NDArray[np.float64]:
 
 def _plan(run: _Run, image: Image) -> None:
     """Lay out the stages: ordered by time, merged within a stage."""
+    run.is_same = _stayed(run.known, image) >= _SAME_SHARE
     chunks, confidence, ms = _placed(run.known, image)
     certain = confidence >= _LEAST_CONFIDENCE
     if run.touched:  # taught late: what was read already is no news
@@ -267,6 +278,12 @@ def _plan(run: _Run, image: Image) -> None:
     run.expected = dict.fromkeys(chunks.tolist())
     run.stages = _staged(chunks, confidence, ms, image.chunk_bytes)
     run.stages.reverse()
+
+
+def _stayed(known: Rows, image: Image) -> float:
+    """Return the share of what is known that lies where it lay."""
+    place = known["place"].astype(np.int64)
+    return float((image.find(np.ascontiguousarray(known["key"])) == place).mean())
 
 
 def places_of(rows: Rows, image: Image) -> list[tuple[int, int]]:

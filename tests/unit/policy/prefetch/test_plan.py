@@ -117,6 +117,24 @@ def test_requests_at_once_grow_while_they_are_quick_and_shrink_when_they_take_lo
     assert pace.speed_bytes_s > 0
 
 
+def test_requests_at_once_double_until_one_is_slow() -> None:
+    pace = Pace(64)
+    now_s = 0.0
+    limits = []
+    for _ in range(3):  # each time as many as may be
+        now_s += 0.1
+        for _ in range(pace.limit):
+            pace.answered(MIB, 0.1, now_s)
+        limits.append(pace.limit)
+    assert limits == [8, 16, 32]
+    pace.answered(MIB, 0.5, now_s + 1)
+    slower = pace.limit
+    assert slower < 32
+    for _ in range(slower):
+        pace.answered(MIB, 0.1, now_s + 2)
+    assert pace.limit <= slower + 1
+
+
 def test_an_outage_makes_a_pause_that_doubles_and_then_one_tries() -> None:
     pace = Pace(8)
     pauses = []

@@ -97,16 +97,33 @@ def test_a_foreign_profile_finds_nothing() -> None:
     assert not wishes
 
 
-def test_a_replay_that_nobody_follows_stops() -> None:
-    """1,000 chunks are known; of those 16 MiB are wished for without evidence, and a stage more."""
+@pytest.mark.parametrize(("moved", "free_mib"), [(0, 32), (100, 16)])
+def test_a_replay_that_nobody_follows_stops(moved: int, free_mib: int) -> None:
+    """1,000 chunks are known; some are wished for without evidence, and a stage more.
+
+    They are more where the image is that of which they were learned.
+    """
+    _, rows = boot(list(range(1_000)))
+    keys = np.concatenate((KEYS[moved:], KEYS[:moved])) if moved else KEYS
+    image = Recorded(CHUNK, keys)
+    arm = Replay()
+    arm.taught(image, rows)
+    wishes = list(arm.opened(image, 0.0))
+    assert free_mib * 2**20 <= len(wished(wishes)) * CHUNK < (free_mib + 8) * 2**20
+    for chunk in range(400):
+        wishes += arm.observe(image, Access(chunk / 100, 1, (chunk - moved) % 1_000, 1))
+    assert len(wished(wishes)) == 1_000
+
+
+def test_a_start_of_the_same_image_needs_little_evidence() -> None:
     _, rows = boot(list(range(1_000)))
     image = Recorded(CHUNK, KEYS)
     arm = Replay()
     arm.taught(image, rows)
     wishes = list(arm.opened(image, 0.0))
-    assert len(wished(wishes)) * CHUNK < 24 * 2**20
-    for chunk in range(400):
-        wishes += arm.observe(image, Access(chunk / 100, 1, chunk, 1))
+    wishes += arm.observe(image, Access(0.1, 1, 0, 2))  # as somebody does who looks at a file
+    assert len(wished(wishes)) < 900
+    wishes += arm.observe(image, Access(0.2, 1, 2, 14))  # one read of a megabyte
     assert len(wished(wishes)) == 1_000
 
 
