@@ -94,7 +94,7 @@ coverage: setup ## the test suite with line and branch coverage, subprocesses in
 	$(BIN)/coverage report
 
 # ------------------------------------------------------------------------------------------ measure it
-.PHONY: bench-hot bench-tail bench-disk bench-cold bench-tiers bench-s3 bench-s3-clients bench-random-reads bench-import bench-chunk-size bench-eviction bench-eviction-large bench-training bench-prefetch bench-boot bench-observe bench-waste
+.PHONY: bench-hot bench-tail bench-disk bench-cold bench-tiers bench-s3 bench-s3-clients bench-random-reads bench-import bench-chunk-size bench-eviction bench-eviction-large bench-fleet bench-training bench-prefetch bench-boot bench-observe bench-waste
 BENCH_ARGS ?=
 
 bench-hot: setup build/libfuse_pread ## hits, beside a bare pyfuse3 server and C libfuse servers
@@ -141,6 +141,9 @@ bench-prefetch: setup ## arms on real traces and boots (a folder of yours: BENCH
 
 bench-boot: setup-bench ## guests that start from S3, with and without a profile (minutes, qemu)
 	$(BIN)/python -m bench.boot $(BENCH_ARGS)
+
+bench-fleet: setup ## guests of two versions of an image on a mount with a small L1, beside the simulator
+	$(BIN)/python -m bench.fleet $(BENCH_ARGS)
 
 bench-training: setup ## hits while eviction learns: their tail, and the CPU of the daemon
 	$(BIN)/python -m bench.training $(BENCH_ARGS)

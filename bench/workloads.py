@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -128,17 +129,34 @@ def _requests(name: str, index: Index) -> Requests:
 
 _VERSION_SHARE = 0.15
 """Of an image's chunks, those that the next version changes: an upgrade of some packages."""
-_EXTENT_BYTES = MIB
+EXTENT_BYTES = MIB
 """They lie together."""
 _NEXT_VERSION_BYTES = 1 << 40
-_IMAGE_BYTES = 512 * MIB
+IMAGE_BYTES = 512 * MIB
 
 
-def fleet(boots: Path, seed: int, guests: int = 48, *, backup: bool = False) -> Requests:
+class FleetReads(NamedTuple):
+    """What guests read of two versions of one image, in the order of time.
+
+    Attributes:
+        time_us: (reads,) since the first guest.
+        offset: (reads,) of the version that the guest has.
+        length: (reads,) in bytes; none goes beyond the image's end.
+        is_next: (reads,) whether it is the next version.
+        changed: (extents,) which extents of `EXTENT_BYTES` the next version changes.
+    """
+
+    time_us: npt.NDArray[np.float64]
+    offset: npt.NDArray[np.int64]
+    length: npt.NDArray[np.int64]
+    is_next: npt.NDArray[np.bool_]
+    changed: npt.NDArray[np.bool_]
+
+
+def fleet_reads(boots: Path, seed: int, guests: int = 48, *, backup: bool = False) -> FleetReads:
     """Return guests that boot and work, several at a time, from two versions of one image.
 
-    Content is what counts: what both versions share is at one place. With `backup` both are read
-    from end to end in the middle.
+    With `backup` both are read from end to end in the middle.
 
     Args:
         boots: The folder of recordings.
@@ -148,34 +166,39 @@ def fleet(boots: Path, seed: int, guests: int = 48, *, backup: bool = False) -> 
     """
     rng = np.random.default_rng(seed)
     recordings = [read_requests(path) for path in sorted(boots.glob("*.txt.gz"))]
-    extents = _IMAGE_BYTES // _EXTENT_BYTES
+    extents = IMAGE_BYTES // EXTENT_BYTES
     changed = rng.random(extents + 1) < _VERSION_SHARE
     rows: list[npt.NDArray[np.float64]] = []
     for guest in range(guests):
         one = recordings[int(rng.integers(len(recordings)))]
         is_next = rng.random() < guest / guests  # the new version spreads
         start_us = (guest + rng.random()) * 20e6
-        rows.append(_guest(one, changed, start_us, is_next=is_next))
+        rows.append(_guest(one, start_us, is_next=is_next))
     if backup:
         for version in (False, True):
-            offset = np.arange(0, _IMAGE_BYTES, MIB)
+            offset = np.arange(0, IMAGE_BYTES, MIB)
             when = np.asarray(guests / 2 * 20e6 + np.arange(len(offset)) * 5e4, np.float64)
             scan = Requests("backup", offset, np.full(len(offset), MIB), when)
-            rows.append(_guest(scan, changed, 60e6 * version, is_next=version))
+            rows.append(_guest(scan, 60e6 * version, is_next=version))
     merged = np.concatenate(rows)
     merged = merged[np.argsort(merged[:, 0], kind="stable")]
+    offset = merged[:, 1].astype(np.int64)
+    length = np.minimum(merged[:, 2].astype(np.int64), IMAGE_BYTES - offset)
+    return FleetReads(merged[:, 0], offset, length, merged[:, 3] > 0, changed[:extents])
+
+
+def fleet(boots: Path, seed: int, *, backup: bool = False) -> Requests:
+    """Return `fleet_reads` by content: what both versions share is at one place."""
+    reads = fleet_reads(boots, seed, backup=backup)
+    differs = reads.is_next & reads.changed[reads.offset // EXTENT_BYTES]
     name = f"fleet{' and backup' if backup else ''} {seed}"
-    return Requests(
-        name, merged[:, 1].astype(np.int64), merged[:, 2].astype(np.int64), merged[:, 0]
-    )
+    place = reads.offset + _NEXT_VERSION_BYTES * differs
+    return Requests(name, place, reads.length, reads.time_us)
 
 
-def _guest(
-    one: Requests, changed: npt.NDArray[np.bool_], start_us: float, *, is_next: bool
-) -> npt.NDArray[np.float64]:
-    """Return rows of time, offset and length."""
-    offset = one.offset_bytes % _IMAGE_BYTES
-    if is_next:
-        offset = offset + _NEXT_VERSION_BYTES * changed[offset // _EXTENT_BYTES]
+def _guest(one: Requests, start_us: float, *, is_next: bool) -> npt.NDArray[np.float64]:
+    """Return rows of time, offset, length and version."""
+    offset = one.offset_bytes % IMAGE_BYTES
     time_us = one.time_us - one.time_us[0] + start_us
-    return np.stack((time_us, offset.astype(np.float64), one.length_bytes.astype(np.float64)), 1)
+    columns = (time_us, offset, one.length_bytes, np.full(len(offset), is_next))
+    return np.stack([column.astype(np.float64) for column in columns], 1)

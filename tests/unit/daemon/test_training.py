@@ -105,18 +105,19 @@ async def test_one_that_never_ends_is_ended(
 ) -> None:
     put_lightgbm(BUSY)
     monkeypatch.setattr(training, "LONGEST_S", 1.0)
+    others = children()  # servers of other tests
     with pytest.raises(CacheError, match="no time for it"):
         await train(work())
-    assert children() == []
+    assert set(children()) <= set(others)
 
 
 async def test_it_ends_with_a_daemon_that_stops(put_lightgbm: PutLightGBM) -> None:
     put_lightgbm(BUSY)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(train, work())
-        await child()
+        pid = await child()
         nursery.cancel_scope.cancel()
-    assert children() == []
+    assert pid not in children()
 
 
 OWNER = """
