@@ -25,6 +25,7 @@ from cachefs.metrics import Metrics
 from cachefs.policy.evict.seam import Slots
 from cachefs.policy.prefetch.budget import Budget
 from cachefs.policy.prefetch.ledger import End, Entry, Ledger
+from cachefs.policy.prefetch.replay import Replay
 from cachefs.policy.prefetch.seam import Access, Arm, Wish
 from cachefs.policy.prefetch.sequential import Sequential
 from cachefs.prefetch.condense import Condenser, Span
@@ -60,6 +61,10 @@ _NEWS_S = 0.06
 
 _MOST_IMAGES = 1024
 
+_LED_FLOOR = 0.9
+"""Beside a replay that leads, others need to be so certain: of what a known start has not read
+before, most is not read this time either, however its reads look."""
+
 
 class Prefetcher:
     """Fetches ahead for one mount.
@@ -90,6 +95,7 @@ class Prefetcher:
         self.sequential = Sequential(min(settings.window_bytes, _FIRST_WINDOW_BYTES))
         self.arms: list[Arm] = []
         self._arms_by_name: dict[str, Arm] = {}
+        self._replay: Replay | None = None
         self.add_arm(self.sequential)
         self.images: dict[int, OpenImage] = {}
         self.on_opened: Callable[[OpenImage], None] = _ignore
@@ -106,6 +112,8 @@ class Prefetcher:
         """Let another predictor wish; for images that are opened from now on."""
         self.arms.append(arm)
         self._arms_by_name[arm.name] = arm
+        if isinstance(arm, Replay):
+            self._replay = arm
 
     @property
     def misses(self) -> int:
@@ -186,8 +194,13 @@ class Prefetcher:
 
     def plan(self, image: OpenImage, arm: str, wishes: Sequence[Wish]) -> None:
         """Plan what an arm wishes for."""
-        now_s = trio.current_time() if wishes else 0.0
+        if not wishes:
+            return
+        now_s = trio.current_time()
+        is_led = arm != Replay.name and self._replay is not None and self._replay.leads(image)
         for wish in wishes:
+            if is_led and wish.count and wish.confidence < _LED_FLOOR:
+                continue
             first = max(0, wish.first)
             count = min(wish.first + wish.count, image.chunks) - first
             if count > 0 or not wish.count:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -12,6 +13,8 @@ from cachefs.config import PrefetchSection
 from cachefs.daemon.cache import Cache
 from cachefs.errors import CachefsError
 from cachefs.index.manifest_table import ManifestTable
+from cachefs.policy.prefetch.learner import SECTIONS, keys_at
+from cachefs.policy.prefetch.replay import Replay
 from cachefs.policy.prefetch.seam import Wish
 from cachefs.prefetch.gather import Limits
 from cachefs.store.store import Store
@@ -385,6 +388,36 @@ async def test_the_next_job_begins_when_one_ends_without_a_turn(
         assert len(first) == len(ahead.jobs_ahead()) == 1
         assert first != ahead.jobs_ahead()
         await ahead.answer_until_calm()
+
+
+async def test_beside_a_start_that_goes_as_it_is_known_others_have_to_be_certain(
+    cache: Cache, pool: HandPool, table: ManifestTable
+) -> None:
+    async with running_ahead(cache, pool, table) as ahead:
+        prefetcher, replay = ahead.prefetcher, Replay()
+        prefetcher.add_arm(replay)
+        prefetcher.opened(INODE, table)
+        image = prefetcher.images[INODE]
+        wishes = [Wish(10, 4, 0.8)]
+        prefetcher.plan(image, "sequential", wishes)
+        assert image.plan.chunks == 4
+        image.plan.clear()
+        places = np.arange(64)
+        rows = np.zeros(64, SECTIONS["replay"])
+        rows["key"], rows["place"], rows["seen"], rows["runs"] = (
+            keys_at(image, places),
+            places,
+            1,
+            1,
+        )
+        replay.taught(image, rows)
+        replay.opened(image, 0.0)
+        prefetcher.plan(image, "sequential", wishes)
+        assert not image.plan
+        prefetcher.plan(image, "sequential", [Wish(10, 4, 0.95)])
+        prefetcher.plan(image, "replay", wishes)
+        assert image.plan.chunks == 8
+        image.plan.clear()
 
 
 async def test_bytes_under_way_have_a_bound_of_their_own(

@@ -16,6 +16,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from cachefs.errors import CachefsError
 from cachefs.policy.prefetch.learner import MOST_ROWS, SECTIONS, Rows, keys_at
 from cachefs.policy.prefetch.seam import NOTHING, Access, Image, Wish
 
@@ -52,6 +53,12 @@ larger then, since a resume is over before evidence of single chunks comes in. A
 still ends it after the free stages, and the budget of the image bounds what a lie costs."""
 _TRUST = 16.0
 
+_LEAD_PRIOR_CHUNKS = 32
+_LEAD_SHARE = 0.8
+_LEAD_MEMORY = 256
+"""So much of about so many new chunks has to be expected: then a start goes as it is known. The
+kernel's readahead makes one of twelve new in the second resume of the same snapshot (measured)."""
+
 _Part = tuple[int, int, float, int]
 """First chunk, how many, confidence, ms after the open at which they are due."""
 
@@ -76,6 +83,9 @@ class _Run:
         self.expected: dict[int, None] = {}
         self.asked = 0
         self.came = 0
+        self.foreseen = 0.0
+        self.surprises = 0.0
+        """New chunks, fading: those expected, and others (none are zero)."""
         self.used = 0.0
         self.judged = 0.0
 
@@ -123,14 +133,14 @@ class Replay:
             run.is_begun = True
         if not run.is_recording and not run.expected:
             return NOTHING
-        came = self._take(run, access)
+        came = self._take(run, image, access)
         if came and run.stages:
             run.came += came
             return self._next_stages(run, image, access.time_s)
         return NOTHING
 
     @staticmethod
-    def _take(run: _Run, access: Access) -> int:
+    def _take(run: _Run, image: Image, access: Access) -> int:
         """Record an access; returns how many chunks were expected."""
         now_s = access.time_s
         came = 0
@@ -142,9 +152,15 @@ class Replay:
             if chunk in expected:
                 del expected[chunk]
                 came += 1
+            elif chunk not in touched and len(run.known) and not _is_zero(image, chunk):
+                run.surprises += 1
             if run.is_recording and chunk not in touched and len(touched) < MOST_ROWS:
                 touched[chunk] = int(max(0.0, now_s - run.begin_s) * 1e3)
                 run.last_new_s = now_s
+        run.foreseen += came
+        if run.foreseen + run.surprises > _LEAD_MEMORY:
+            run.foreseen /= 2
+            run.surprises /= 2
         return came
 
     def _next_stages(self, run: _Run, image: Image, now_s: float) -> list[Wish]:
@@ -186,6 +202,18 @@ class Replay:
             _end(run)
         return not run.is_recording
 
+    def leads(self, image: Image) -> bool:
+        """Return whether a start of the image that is known goes as it did: most was expected.
+
+        What else could be read next is then most often not: other arms know less. In another
+        version they find what was replaced, so there the replay never leads.
+        """
+        run = self._runs.get(image)
+        if run is None or not run.is_recording or not run.is_same:
+            return False
+        foreseen = run.foreseen + _LEAD_PRIOR_CHUNKS
+        return foreseen >= _LEAD_SHARE * (foreseen + run.surprises)
+
     def learned(self, image: Image) -> Rows | None:
         """See Learner: what was known, and the run of this time as one more."""
         run = self._runs.get(image)
@@ -203,6 +231,14 @@ class Replay:
         if run is None:
             run = self._runs[image] = _Run()
         return run
+
+
+def _is_zero(image: Image, chunk: int) -> bool:
+    """Return whether a chunk is all zeros, which no record has."""
+    try:
+        return not image.keys(chunk, 1).any()
+    except CachefsError:  # its table is damaged: a read will say, and mend it
+        return True
 
 
 def _end(run: _Run) -> None:

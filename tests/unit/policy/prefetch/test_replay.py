@@ -127,6 +127,39 @@ def test_a_start_of_the_same_image_needs_little_evidence() -> None:
     assert len(wished(wishes)) == 1_000
 
 
+def test_a_start_leads_while_nearly_all_of_it_is_known() -> None:
+    _, rows = boot(list(range(300)))
+    keys = KEYS.copy()
+    keys[900:] = 0
+    image = Recorded(CHUNK, keys)
+    arm = Replay()
+    assert not arm.leads(image)
+    arm.opened(image, 0.0)
+    assert not arm.leads(image)  # nothing is known
+    arm.taught(image, rows)
+    arm.opened(image, 0.0)
+    assert arm.leads(image)
+    for chunk in [*range(200), *range(900, 1_000)]:  # chunks of zeros are no surprise
+        arm.observe(image, Access(chunk / 100, 1, chunk, 1))
+    assert arm.leads(image)
+    for chunk in range(500, 580):  # another workload
+        arm.observe(image, Access(15.0, 1, chunk, 1))
+    assert not arm.leads(image)
+
+
+def test_the_profile_of_another_version_never_leads() -> None:
+    _, rows = boot(list(range(300)))
+    keys = KEYS.copy()
+    keys[280:300] = unlike_keys(20, seed=9)
+    image = Recorded(CHUNK, keys)
+    arm = Replay()
+    arm.taught(image, rows)
+    arm.opened(image, 0.0)
+    for chunk in range(280):
+        arm.observe(image, Access(chunk / 100, 1, chunk, 1))
+    assert not arm.leads(image)
+
+
 def test_hosts_share_a_consensus() -> None:
     _, mine = boot([1, 2, 3])
     _, theirs = boot([2, 3, 4])
