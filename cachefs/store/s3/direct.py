@@ -1,6 +1,6 @@
 """Connections straight to the server, for the one kind of request that has to be cheap.
 
-urllib3 and botocore's session take 0.5 ms of processor for a GET, this 0.06 (docs/decisions/0033).
+urllib3 and botocore's session take up to twice the processor for a GET (docs/decisions/0033).
 A server behind a proxy is left to them.
 """
 

@@ -1,8 +1,8 @@
 """Range GETs: signed here, and sent on connections of our own.
 
 A client's `get_object` costs 1.3 ms of processor for each request, most of it in Python
-(docs/decisions/0030): for frames of 64 KiB that is more than the transfer, and this is a tenth of
-it (0033). What comes back is believed only as far as it agrees with what was asked for.
+(docs/decisions/0030): for frames of 64 KiB that is more than the transfer, and this is a part of it
+(0033). What comes back is believed only as far as it agrees with what was asked for.
 """
 
 from __future__ import annotations

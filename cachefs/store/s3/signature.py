@@ -1,6 +1,6 @@
 """Signs GETs of ranges as AWS Signature Version 4 wants it, with the same result as botocore's.
 
-botocore's signer builds, sorts and quotes each request anew, in 0.35 ms of Python. Of a GET of a
+botocore's signer builds, sorts and quotes each request anew, in Python. Of a GET of a
 range all is known beforehand but path, range, time and token; and the key that signs is the same
 for a day (docs/decisions/0033). Where credentials come from, and when they are renewed, is
 botocore's business. Safe for threads: what is kept is replaced as a whole.
