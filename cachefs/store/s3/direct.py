@@ -45,8 +45,10 @@ class DirectConnections:
         self._lock = threading.Lock()
         weakref.finalize(self, _close_all, self._idle)
 
-    def get(self, path: str, headers: Mapping[str, str]) -> DirectAnswer:
+    def get(self, path: str, headers: Mapping[str, str], give_up_s: float) -> DirectAnswer:
         """Send a GET and return its answer, whose body is unread; give it back or close it.
+
+        `give_up_s`: when an answer is too late, on the clock of time.monotonic.
 
         Raises:
             OSError: the connection broke, was silent or could not be made.
@@ -56,7 +58,7 @@ class DirectConnections:
         connection = self._take()
         try:
             connection.sendall(message)
-            return DirectAnswer(self, connection, Reply(connection))
+            return DirectAnswer(self, connection, Reply(connection, give_up_s))
         except BaseException:
             connection.close()
             raise

@@ -46,7 +46,7 @@ def read_range(connection: Connection, key: str, offset: int, size_bytes: int, w
     """
     give_up_s = time.monotonic() + connection.settings.request_timeout_s
     with faults.mapped(what):
-        answer = _send(connection, key, f"bytes={offset}-{offset + size_bytes - 1}")
+        answer = _send(connection, key, f"bytes={offset}-{offset + size_bytes - 1}", give_up_s)
         is_read = False
         try:
             skip_bytes = _bytes_to_skip(answer, offset, size_bytes, what)
@@ -93,12 +93,12 @@ def _cut_short(what: str) -> CorruptError:
     return CorruptError(f"cannot {what}: the object is cut short, it ends before that")
 
 
-def _send(connection: Connection, key: str, byte_range: str) -> Answer:
+def _send(connection: Connection, key: str, byte_range: str, give_up_s: float) -> Answer:
     path = connection.bucket_path + quote(key, safe="/-_.~")
     headers = connection.signer.headers(connection.credentials(), path, byte_range)
     if connection.direct is None:
         return _send_through_proxy(connection, key, headers)
-    answer = connection.direct.get(path, headers)
+    answer = connection.direct.get(path, headers, give_up_s)
     return Answer(answer.status, answer.headers, answer)
 
 

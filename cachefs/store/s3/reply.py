@@ -6,12 +6,17 @@ is not used again.
 
 from __future__ import annotations
 
+import re
 import socket
+import time
 
 _HEAD_BYTES = 64 * 1024
 _HEAD_END = b"\r\n\r\n"
 _RECEIVED_BYTES = 256 * 1024
 """At once, before the length of an answer is known: head and body of most come together."""
+
+_LENGTH = re.compile(r"[0-9]{1,18}", re.ASCII)
+_CHUNK_LENGTH = re.compile(rb"[0-9a-fA-F]{1,15}")
 
 
 class ReplyError(OSError):
@@ -21,20 +26,28 @@ class ReplyError(OSError):
 class Reply:
     """The head of an answer, and its body as far as it is asked for."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, give_up_s: float) -> None:
         """Read a head.
+
+        Args:
+            connection: Its timeout is how long the server may be silent.
+            give_up_s: When a head, or a line between chunks, is too late: on the clock of
+                time.monotonic. Who reads the body looks at the clock himself.
 
         Raises:
             OSError: the connection broke or was silent for too long, or what came is no head.
         """
         self._connection = connection
+        self._give_up_s = give_up_s
         self._data = b""
         self.status = 100
         while 100 <= self.status < 200:  # that there is more to come
             self.status, self._version, self.headers = self._read_head()
-        length = self.headers.get("content-length", "")
+        length = self.headers.get("content-length")
+        if length is not None and not _LENGTH.fullmatch(length):
+            raise ReplyError("the length of the answer makes no sense")
         self._is_chunked = self.headers.get("transfer-encoding", "").lower() == "chunked"
-        self._left: int | None = int(length) if length.isdecimal() else None
+        self._left: int | None = None if length is None else int(length)
         """Of the body, or of its present chunk; None: until the connection is closed."""
         if self._is_chunked:
             self._left = 0
@@ -89,10 +102,9 @@ class Reply:
             self._line()  # that ends the chunk before
         self._is_begun = True
         size = self._line().partition(b";")[0].strip()
-        try:
-            self._left = int(size, 16)
-        except ValueError as error:
-            raise ReplyError("the chunks of the answer make no sense") from error
+        if not _CHUNK_LENGTH.fullmatch(size):  # int() would take a sign, too
+            raise ReplyError("the chunks of the answer make no sense")
+        self._left = int(size, 16)
         if not self._left:
             self._is_ended = True
             while self._line():
@@ -107,6 +119,8 @@ class Reply:
         return line
 
     def _receive_more(self) -> None:
+        if time.monotonic() > self._give_up_s:
+            raise ReplyError("the answer takes too long")
         data = self._receive(_RECEIVED_BYTES)
         if not data:
             raise ReplyError("the connection was closed before an answer was complete")

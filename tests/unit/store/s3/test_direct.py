@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -14,6 +15,10 @@ from cachefs.store.s3.reply import ReplyError
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n01234"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 MOST = 2
+
+
+def in_time() -> float:
+    return time.monotonic() + 10
 
 
 class Played:
@@ -62,6 +67,18 @@ class Played:
                     return
 
 
+class Slowly(list[bytes]):
+    """The same piece again and again, never silent for as long as a connection may be."""
+
+    def __init__(self, piece: bytes) -> None:
+        super().__init__([piece] * 100)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in super().__iter__():
+            time.sleep(0.05)
+            yield piece
+
+
 @pytest.fixture
 def server() -> Iterator[Played]:
     with closing(Played()) as played:
@@ -74,7 +91,7 @@ def connections(server: Played) -> DirectConnections:
 
 
 def read_all(connections: DirectConnections, path: str = "/a") -> bytes:
-    answer = connections.get(path, {"Range": "bytes=0-4"})
+    answer = connections.get(path, {"Range": "bytes=0-4"}, in_time())
     try:
         parts = []
         while part := answer.read(3):
@@ -122,7 +139,7 @@ def test_a_connection_is_not_used_again(
 def test_one_that_was_not_read_to_its_end_is_not_used_again(
     connections: DirectConnections, server: Played
 ) -> None:
-    answer = connections.get("/a", {})
+    answer = connections.get("/a", {}, in_time())
     assert answer.read(3) == b"012"
     answer.release_conn()
     assert read_all(connections) == b"01234"
@@ -142,12 +159,12 @@ def test_one_that_the_server_has_closed_is_replaced(
 
 def test_only_so_many_are_kept(connections: DirectConnections, server: Played) -> None:
     count = MOST + 3
-    answers = [connections.get("/a", {}) for _ in range(count)]
+    answers = [connections.get("/a", {}, in_time()) for _ in range(count)]
     for answer in answers:
         assert answer.read(5) == b"01234"
         answer.release_conn()
     assert server.accepted == count
-    answers = [connections.get("/a", {}) for _ in range(count)]
+    answers = [connections.get("/a", {}, in_time()) for _ in range(count)]
     assert server.accepted == count + count - MOST
     for answer in answers:
         answer.close()
@@ -180,10 +197,10 @@ BAD = {
     "no HTTP": (b"SSH-2.0-OpenSSH\r\n\r\n", "not HTTP"),
     "a status that is none": (b"HTTP/1.1 OK\r\n\r\n", "not HTTP"),
     "a head without an end": (b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 20_000, "no end"),
-    "chunks that are none": (
-        CHUNKED + b"x\r\n",
-        "chunks",
-    ),
+    "chunks that are none": (CHUNKED + b"x\r\n", "chunks"),
+    "a chunk of less than nothing": (CHUNKED + b"-5\r\n01234\r\n0\r\n\r\n", "chunks"),
+    "a length that is none": (OK.replace(b"5", b"+5"), "length"),
+    "a length of 5,000 digits": (OK.replace(b"5", b"5" * 5_000), "length"),
 }
 
 
@@ -204,8 +221,17 @@ def test_a_silent_server_is_given_up(connections: DirectConnections, server: Pla
         read_all(connections)
 
 
+@pytest.mark.parametrize("piece", [b"a", b"HTTP/1.1 100 Continue\r\n\r\n"])
+def test_a_server_that_never_comes_to_the_point_is_given_up(
+    connections: DirectConnections, server: Played, piece: bytes
+) -> None:
+    server.pieces = Slowly(piece)
+    with pytest.raises(ReplyError, match="too long"):
+        connections.get("/a", {}, time.monotonic() + 0.5)
+
+
 def test_a_server_that_is_not_there(server: Played) -> None:
     server.close()
     gone = DirectConnections(server.address, "host", None, MOST, (5.0, 0.3))
     with pytest.raises(OSError, match=rf"no connection to 127\.0\.0\.1:{server.address[1]}"):
-        gone.get("/a", {})
+        gone.get("/a", {}, in_time())
