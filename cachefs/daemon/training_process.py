@@ -1,13 +1,15 @@
 """The process that trains one model, on processor time that nobody else wants.
 
-It takes a head (a line of JSON) and arrays from its standard input, and writes a head and the
-model's state to its standard output. See training.py for who starts it and why.
+`training_process SECONDS`: it ends itself after that, whatever it hangs in. It takes a head (a line
+of JSON) and arrays from its standard input, and writes a head and the model's state to its standard
+output. See training.py for who starts it and why.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -18,6 +20,7 @@ if TYPE_CHECKING:  # numpy is loaded once the process has stepped back
 
 def main() -> int:
     """Train what comes in; a model that cannot be is an answer, too."""
+    signal.setitimer(signal.ITIMER_REAL, float(sys.argv[1]))  # SIGALRM ends it, in C code, too
     step_back()
     try:
         model = _trained(sys.stdin.buffer)

@@ -144,6 +144,18 @@ def test_it_ends_soon_after_a_daemon_that_was_killed() -> None:
     assert not Path(f"/proc/{found[0]}").exists()
 
 
+async def test_it_ends_itself_where_nobody_does(
+    put_lightgbm: PutLightGBM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_lightgbm(BUSY)
+    monkeypatch.setattr(training, "LONGEST_S", 1.0)
+    monkeypatch.setattr(
+        trio, "fail_after", lambda _: trio.CancelScope()
+    )  # a daemon that looks at no clock
+    with pytest.raises(CacheError, match="its process ended with -14"):
+        await train(work())
+
+
 async def test_without_a_process_to_be_had_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(CacheError, match="no process can be started: No such file"):
