@@ -149,12 +149,13 @@ class Replay:
             return 0
         expected, touched = run.expected, run.touched
         for chunk in range(access.first, access.first + access.count):
+            is_new = run.is_recording and chunk not in touched
             if chunk in expected:
                 del expected[chunk]
                 came += 1
-            elif chunk not in touched and len(run.known) and not _is_zero(image, chunk):
+            elif is_new and len(run.known) and not _is_zero(image, chunk):
                 run.surprises += 1
-            if run.is_recording and chunk not in touched and len(touched) < MOST_ROWS:
+            if is_new and len(touched) < MOST_ROWS:
                 touched[chunk] = int(max(0.0, now_s - run.begin_s) * 1e3)
                 run.last_new_s = now_s
         run.foreseen += came
