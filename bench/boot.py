@@ -119,8 +119,6 @@ def resume(snapshot: Path) -> Guests:
             is_memory_shared=False,
         )
         try:
-            while not (folder / "qmp").exists():
-                time.sleep(0.01)
             with guest.control() as qmp:
                 qmp.resume_state(snapshot / "state")
             guest.say("root\n")

@@ -86,11 +86,23 @@ class Guest:
 
     @contextlib.contextmanager
     def control(self) -> Iterator[Qmp]:
-        """Talk to qemu."""
+        """Talk to qemu, once it listens."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(_QMP_WAIT_S)
-            connection.connect(str(self._qmp_path))
+            self._connect(connection)
             yield Qmp(connection)
+
+    def _connect(self, connection: socket.socket) -> None:
+        end_s = time.monotonic() + _QMP_WAIT_S
+        while True:
+            try:
+                connection.connect(str(self._qmp_path))
+            except (FileNotFoundError, ConnectionRefusedError):  # it has just begun
+                if self._process.poll() is not None or time.monotonic() > end_s:
+                    raise
+                time.sleep(_LOOK_S)
+            else:
+                return
 
     def close(self) -> None:
         """End it, as a power cut does."""
