@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cachefs.policy.prefetch.learner import Rows
-from cachefs.policy.prefetch.replay import confidence_of
 from cachefs.policy.prefetch.seam import Image, Keys
+from cachefs.policy.prefetch.starts import confidence_of
 
 SKETCH_KEYS = 128
 LEAST_SHARE = 0.25

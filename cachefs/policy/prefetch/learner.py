@@ -27,8 +27,7 @@ REPLAY: list[Any] = [
     ("key", "<u8"),
     ("place", "<u4"),  # index in the image in which it was seen last
     ("time_ms", "<u4"),  # after the open, mean
-    ("seen", "<f4"),  # in so many runs
-    ("runs", "<f4"),  # of so many; both are aged
+    ("which", "<u2"),  # of the last 16 starts touched it, the newest in the lowest bit
 ]
 RECURRENCE: list[Any] = [("key", "<u8")]
 MARKOV: list[Any] = [("before", "<u8"), ("key", "<u8"), ("next", "<u8"), ("count", "<f4")]

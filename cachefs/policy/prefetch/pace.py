@@ -13,7 +13,7 @@ _SLOW = 2.5
 it, so beyond this only others wait longer."""
 
 _DECREASE = 0.7
-_FIRST_LIMIT = 4.0
+_FIRST_LIMIT = 12.0
 _FORGET = 1.02
 """The best time of a size is let grow by this at each request: the store may have become slower."""
 

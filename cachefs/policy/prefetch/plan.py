@@ -121,6 +121,12 @@ class Plan:
                     piece.count -= less
                     self.chunks -= less
 
+    def keep_only(self, arm: str) -> None:
+        """Take back what all other arms wished for."""
+        for name in self._heaps.keys() - {arm}:
+            for piece in self._heaps.pop(name):
+                self._end(piece)
+
     def clear(self) -> None:
         """Nobody wants any of it any more."""
         self._heaps.clear()

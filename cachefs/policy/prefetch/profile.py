@@ -8,6 +8,7 @@ with a profile or with an error of ours. A profile may be deleted at any time: i
     time, rows of each section), then the rows of all sections, in that order, compressed by zstd
 
 Two hosts that have learned apart share what they know by `merge`: counts are added, within bounds.
+Version 2 knows which starts touched a chunk, version 1 (not read any more) how many.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from blake3 import blake3
 
 from cachefs.errors import CorruptError, FormatError
 from cachefs.policy.prefetch.learner import MOST_ROWS, SECTIONS, Rows
-from cachefs.policy.prefetch.replay import folded, sound
+from cachefs.policy.prefetch.starts import folded, merged, sound
 
 MAGIC = b"cachefsP"
-VERSION = 1
+VERSION = 2
 MOST_BYTES = 32 * 2**20
 """Of a profile at rest. All sections full take less: keys do not compress, counts do."""
 _HEAD = struct.Struct("<8sIIQ16s")
@@ -142,7 +143,7 @@ def merge(mine: Profile, theirs: Profile) -> Profile:
     """Return what two profiles know together.
 
     Chunks of other sizes have other contents: profiles of two chunk sizes do not meet, and mine is
-    returned. A key that both know has the sum of the counts, so that its share is the consensus.
+    returned. A key that both know has the sum of the counts, and the starts of both.
     """
     if mine.chunk_bytes != theirs.chunk_bytes:
         return mine
@@ -165,27 +166,6 @@ def with_run(known: Profile | None, run: Profile) -> Profile:
         before, now = sound(known.sections["replay"]), sound(run.sections["replay"])
         sections["replay"] = folded(before, now, is_whole=run.is_whole)
     return Profile(run.image, run.chunk_bytes, sections, run.saved_s)
-
-
-def _merge_replay(mine: Rows, theirs: Rows) -> Rows:
-    mine, theirs = sound(mine), sound(theirs)
-    if not len(mine) or not len(theirs):
-        return mine if len(mine) else theirs
-    all_mine, all_theirs = float(mine["runs"].max()), float(theirs["runs"].max())
-    _, at_mine, at_theirs = np.intersect1d(mine["key"], theirs["key"], return_indices=True)
-    rows = mine.copy()
-    rows["runs"] = rows["runs"] + all_theirs
-    rows["seen"][at_mine] += theirs["seen"][at_theirs]
-    weights = mine["seen"][at_mine], theirs["seen"][at_theirs]
-    times = mine["time_ms"][at_mine] * weights[0] + theirs["time_ms"][at_theirs] * weights[1]
-    rows["time_ms"][at_mine] = times / (weights[0] + weights[1])
-    is_new = np.ones(len(theirs), np.bool_)
-    is_new[at_theirs] = False
-    others = theirs[is_new]
-    others["runs"] = others["runs"] + all_mine
-    rows = np.concatenate((rows, others))
-    rows = rows[np.argsort(-rows["seen"] / rows["runs"], kind="stable")[:MOST_ROWS]]
-    return rows[np.argsort(rows["time_ms"], kind="stable")]
 
 
 def _merge_recurrence(mine: Rows, theirs: Rows) -> Rows:
@@ -212,7 +192,7 @@ def _merge_counts(mine: Rows, theirs: Rows) -> Rows:
 
 
 _MERGES = {
-    "replay": _merge_replay,
+    "replay": merged,
     "recurrence": _merge_recurrence,
     "markov": _merge_counts,
     "association": _merge_counts,

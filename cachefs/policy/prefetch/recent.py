@@ -65,6 +65,6 @@ class Recent:
         rows["key"] = keys_at(image, chunks)
         rows["place"] = np.minimum(chunks, 2**32 - 1)
         rows["time_ms"] = np.arange(len(chunks))
-        rows["seen"] = rows["runs"] = 1
+        rows["which"] = 1
         found: Rows = rows[rows["key"] != 0]
         return found

@@ -1,9 +1,9 @@
 """Record and replay: what a guest touches in the first minutes is fetched the next time, in order.
 
-As REAP does it for memory snapshots (Ustiugov et al., ASPLOS'21), but by content and by consensus:
-a chunk is worth as much as the share of runs in which it was touched, older runs counting less. A
-replay comes in stages that grow, each as soon as the guest has touched enough of those before: a
-file that is opened only to be looked at, or a record of something else, costs the first stages.
+As REAP does it for memory snapshots (Ustiugov et al., ASPLOS'21), but by content, and of several
+kinds of starts the one that this one is like (starts.py). A replay comes in stages that grow, each
+as soon as the guest has touched enough of those before: a file that is opened only to be looked at,
+or a record of something else, costs the first stages.
 
 A record is taken until the working set stops growing.
 """
@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cachefs.errors import CachefsError
-from cachefs.policy.prefetch.learner import MOST_ROWS, SECTIONS, Rows, keys_at
+from cachefs.policy.prefetch.learner import MOST_ROWS, SECTIONS, Rows
 from cachefs.policy.prefetch.seam import NOTHING, Access, Image, Wish
+from cachefs.policy.prefetch.starts import Likeness, confidence_of, folded, record_of, sound
 
 LONGEST_RECORD_S = 600.0
 _QUIET_S = 30.0
@@ -28,29 +29,24 @@ _LEAST_GROWTH = 0.02
 """In that interval, of all: less is no growth; not before the first minute is over."""
 _FIRST_GROWTH_S = 60.0
 
-_AGEING = 0.8
-"""What earlier runs count for, with each run: some five runs are remembered."""
-_FORGOTTEN = 0.1
 _LEAST_CONFIDENCE = 0.5
 _SAME_PLACE = 0.5
 """If so many chunks lie where they lay, those whose content is gone are expected there too."""
 _REPLACED = 0.8
 """What such a guess is worth, beside a chunk of known content."""
-_LEAST_RUN = 0.1
-"""A run that ends early and touches a smaller part of what is known says nothing of a start."""
-
 _FIRST_STAGE_BYTES = 2**20
 _MOST_STAGE_BYTES = 8 * 2**20
-_FREE_BYTES = 16 * 2**20
-"""Of stages that need no evidence."""
+_FREE_BYTES = 2 * 2**20
+"""Of stages that need no evidence, each time that a start turns out to be like another one."""
+_MOST_TURNS = 4
 _LEVERAGE = 8
 """Each byte that came true lets so many more be wished for."""
+_SURE_CHUNKS = 16
+_SURE_LEVERAGE = 32
+"""The same where the profile is of this image, so many came true, and the start goes as it is
+known: a resume is over before there is evidence of most of it."""
 _SAME_SHARE = 0.95
-_SAME_FREE_BYTES = 32 * 2**20
-_SAME_LEVERAGE = 64
-"""If so much of what is known lies where it lay, the profile is of this image, or nearly: both are
-larger then, since a resume is over before evidence of single chunks comes in. A look at a file
-still ends it after the free stages, and the budget of the image bounds what a lie costs."""
+"""If so much of what is known lies where it lay, the profile is of this image, or nearly."""
 _TRUST = 16.0
 
 _LEAD_PRIOR_CHUNKS = 32
@@ -61,6 +57,39 @@ kernel's readahead makes one of twelve new in the second resume of the same snap
 
 _Part = tuple[int, int, float, int]
 """First chunk, how many, confidence, ms after the open at which they are due."""
+
+Flags = npt.NDArray[np.bool_]
+
+
+class _Known:
+    """What is known of the starts of an image, where it lies in it."""
+
+    def __init__(self, rows: Rows, image: Image) -> None:
+        found = image.find(np.ascontiguousarray(rows["key"]))
+        place = rows["place"].astype(np.int64)
+        is_found = found >= 0
+        self.is_same = len(rows) > 0 and float((found == place).mean()) >= _SAME_SHARE
+        """Whether it was learned of this image, or nearly."""
+        is_replaced = np.zeros(len(rows), np.bool_)
+        if is_found.any() and (found == place)[is_found].mean() >= _SAME_PLACE:
+            is_replaced = ~is_found & (place < image.chunks)
+            found = np.where(is_replaced, place, found)
+        usable = np.flatnonzero((found >= 0) & (found < image.chunks))
+        self.chunks, first = np.unique(found[usable], return_index=True)
+        self.rows = rows[usable[first]]
+        self._worth = np.where(is_replaced[usable[first]], _REPLACED, 1.0)
+        self.row_of = dict(zip(self.chunks.tolist(), range(len(self.chunks)), strict=True))
+        self.which = self.rows["which"].tolist()
+        self.likeness = Likeness(rows)
+
+    def confidence(self) -> npt.NDArray[np.float64]:
+        """Return how certain each of the chunks is to be touched in this start, (n,)."""
+        return confidence_of(self.rows, self.likeness.weights()) * self._worth
+
+    def staged(self, wanted: Flags, chunk_bytes: int) -> list[list[_Part]]:
+        """Return these chunks in stages that grow, in the order of time."""
+        ms = self.rows["time_ms"].astype(np.int64)[wanted]
+        return _staged(self.chunks[wanted], self.confidence()[wanted], ms, chunk_bytes)
 
 
 class _Run:
@@ -76,18 +105,27 @@ class _Run:
         self.last_new_s = 0.0
         self.looked_s = 0.0
         self.looked_size = 0
-        self.is_same = False
-        """Whether what is known was learned of this image, or nearly."""
+        self.at: _Known | None = None
+        self.is_touched = self.is_asked = np.zeros(0, np.bool_)
+        """By the rows of what is known."""
         self.stages: list[list[_Part]] = []
         """The next stage last."""
         self.expected: dict[int, None] = {}
         self.asked = 0
         self.came = 0
+        self.turns = 0
+        """How often it turned out to be like another start, and once."""
         self.foreseen = 0.0
         self.surprises = 0.0
         """New chunks, fading: those expected, and others (none are zero)."""
         self.used = 0.0
         self.judged = 0.0
+
+    def goes_as_known(self, prior_chunks: int) -> bool:
+        """Return whether the profile is of this image, and most of what is new was expected."""
+        foreseen = self.foreseen + prior_chunks
+        is_same = self.at is not None and self.at.is_same
+        return is_same and foreseen >= _LEAD_SHARE * (foreseen + self.surprises)
 
     def is_over(self, now_s: float) -> bool:
         """Return whether the working set has stopped growing."""
@@ -120,7 +158,7 @@ class Replay:
             run.is_begun = True
         if not len(run.known) or not run.is_recording:
             return NOTHING
-        _plan(run, image)
+        _place(run, image)
         return self._next_stages(run, image, time_s)
 
     def observe(self, image: Image, access: Access) -> Sequence[Wish]:
@@ -134,10 +172,12 @@ class Replay:
         if not run.is_recording and not run.expected:
             return NOTHING
         came = self._take(run, image, access)
-        if came and run.stages:
-            run.came += came
-            return self._next_stages(run, image, access.time_s)
-        return NOTHING
+        run.came += came
+        if run.at is not None and run.is_recording and run.at.likeness.has_moved():
+            _plan(run, image)
+        elif not came:
+            return NOTHING
+        return self._next_stages(run, image, access.time_s) if run.stages else NOTHING
 
     @staticmethod
     def _take(run: _Run, image: Image, access: Access) -> int:
@@ -158,6 +198,7 @@ class Replay:
             if is_new and len(touched) < MOST_ROWS:
                 touched[chunk] = int(max(0.0, now_s - run.begin_s) * 1e3)
                 run.last_new_s = now_s
+                _believe(run, chunk)
         run.foreseen += came
         if run.foreseen + run.surprises > _LEAD_MEMORY:
             run.foreseen /= 2
@@ -167,14 +208,16 @@ class Replay:
     def _next_stages(self, run: _Run, image: Image, now_s: float) -> list[Wish]:
         wishes: list[Wish] = []
         measured = (run.used + _TRUST) / (run.judged + _TRUST)
-        free_bytes = _SAME_FREE_BYTES if run.is_same else _FREE_BYTES
-        leverage = _SAME_LEVERAGE if run.is_same else _LEVERAGE
+        free_bytes = min(run.turns, _MOST_TURNS) * _FREE_BYTES
+        is_sure = run.came >= _SURE_CHUNKS and run.goes_as_known(prior_chunks=0)
+        leverage = _SURE_LEVERAGE if is_sure else _LEVERAGE
         while run.stages:
             allowed = free_bytes + leverage * run.came * image.chunk_bytes
             if run.asked * image.chunk_bytes >= allowed * measured:
                 break
             for first, count, confidence, ms in run.stages.pop():
                 run.asked += count
+                _ask(run, first, count)
                 due_s = max(0.0, ms / 1e3 - (now_s - run.begin_s))
                 wishes.append(Wish(first, count, confidence * measured, due_s))
         return wishes
@@ -210,10 +253,7 @@ class Replay:
         version they find what was replaced, so there the replay never leads.
         """
         run = self._runs.get(image)
-        if run is None or not run.is_recording or not run.is_same:
-            return False
-        foreseen = run.foreseen + _LEAD_PRIOR_CHUNKS
-        return foreseen >= _LEAD_SHARE * (foreseen + run.surprises)
+        return run is not None and run.is_recording and run.goes_as_known(_LEAD_PRIOR_CHUNKS)
 
     def learned(self, image: Image) -> Rows | None:
         """See Learner: what was known, and the run of this time as one more."""
@@ -247,87 +287,51 @@ def _end(run: _Run) -> None:
     run.is_recording = False
     run.expected.clear()
     run.stages.clear()
+    run.at = None
 
 
-def sound(rows: Rows) -> Rows:
-    """Return rows without those that cannot be: each content once, counts that are counts."""
-    seen, runs = np.nan_to_num(rows["seen"]), np.nan_to_num(rows["runs"])
-    kept = rows[(rows["key"] != 0) & (seen > 0) & (runs >= seen) & (runs < 1e6)]
-    _, first = np.unique(kept["key"], return_index=True)
-    sane: Rows = kept[np.sort(first)][:MOST_ROWS]
-    return sane
-
-
-def record_of(touched: dict[int, int], image: Image) -> Rows:
-    """Return a record of one run as rows, in the order of time."""
-    rows = np.zeros(len(touched), SECTIONS["replay"])
-    chunks = np.fromiter(touched, np.int64, len(touched))
-    rows["key"] = keys_at(image, chunks)
-    rows["place"] = np.minimum(chunks, 2**32 - 1)
-    rows["time_ms"] = np.minimum(np.fromiter(touched.values(), np.int64, len(touched)), 2**32 - 1)
-    rows["seen"] = rows["runs"] = 1
-    return sound(rows)
-
-
-def folded(known: Rows, record: Rows, *, is_whole: bool = True) -> Rows:
-    """Return what is known after one more run, which may have ended early."""
-    if not len(known):
-        return record
-    both, at_known, at_record = np.intersect1d(known["key"], record["key"], return_indices=True)
-    if not is_whole and len(both) < _LEAST_RUN * len(known):
-        return known
-    total = float(known["runs"].max()) * _AGEING + 1
-    older = known.copy()
-    older["seen"] *= _AGEING
-    older["runs"] = older["runs"] * _AGEING + 1
-    weight = older["seen"][at_known]
-    mean_ms = older["time_ms"][at_known] * weight + record["time_ms"][at_record]
-    older["time_ms"][at_known] = mean_ms / (weight + 1)
-    older["place"][at_known] = record["place"][at_record]
-    older["seen"][at_known] += 1
-    is_new = np.ones(len(record), np.bool_)
-    is_new[at_record] = False
-    newer = record[is_new]
-    newer["runs"] = total
-    rows = np.concatenate((older, newer))
-    rows = rows[rows["seen"] >= _FORGOTTEN * rows["runs"]]
-    if len(rows) > MOST_ROWS:
-        rows = rows[np.argsort(-rows["seen"] / rows["runs"], kind="stable")[:MOST_ROWS]]
-    return rows[np.argsort(rows["time_ms"], kind="stable")]
-
-
-def confidence_of(rows: Rows) -> npt.NDArray[np.float64]:
-    """Return how certain each chunk is to be touched: the share of runs, with one as a prior."""
-    seen, runs = rows["seen"].astype(np.float64), rows["runs"].astype(np.float64)
-    return np.clip((seen + 0.9 * seen / runs) / (runs + 1), 0.0, 1.0) + 0.1 * (seen >= runs) / (
-        runs + 1
-    )
+def _place(run: _Run, image: Image) -> None:
+    """Find what is known in the image, and plan by what was touched already: it was taught late."""
+    run.at = _Known(run.known, image)
+    run.is_touched = np.zeros(len(run.at.rows), np.bool_)
+    run.is_asked = run.is_touched.copy()
+    for chunk in run.touched:
+        _believe(run, chunk)
+    run.at.likeness.has_moved()
+    run.came = int((run.is_touched & (run.at.confidence() >= _LEAST_CONFIDENCE)).sum())
+    run.foreseen += run.came
+    _plan(run, image)
 
 
 def _plan(run: _Run, image: Image) -> None:
-    """Lay out the stages: ordered by time, merged within a stage."""
-    run.is_same = _stayed(run.known, image) >= _SAME_SHARE
-    chunks, confidence, ms = _placed(run.known, image)
-    certain = confidence >= _LEAST_CONFIDENCE
-    if run.touched:  # taught late: what was read already is no news
-        certain &= ~np.isin(chunks, np.fromiter(run.touched, np.int64, len(run.touched)))
-    chunks, confidence, ms = chunks[certain], confidence[certain], ms[certain]
-    run.expected = dict.fromkeys(chunks.tolist())
-    run.stages = _staged(chunks, confidence, ms, image.chunk_bytes)
+    """Lay out the stages of what a start like this one touches, and did not yet."""
+    at = run.at
+    assert at is not None
+    run.turns += 1
+    certain = (at.confidence() >= _LEAST_CONFIDENCE) & ~run.is_touched
+    run.expected = dict.fromkeys(at.chunks[certain].tolist())
+    run.stages = at.staged(certain & ~run.is_asked, image.chunk_bytes)
     run.stages.reverse()
 
 
-def _stayed(known: Rows, image: Image) -> float:
-    """Return the share of what is known that lies where it lay."""
-    place = known["place"].astype(np.int64)
-    return float((image.find(np.ascontiguousarray(known["key"])) == place).mean())
+def _believe(run: _Run, chunk: int) -> None:
+    """A chunk was touched for the first time: it says what this start is like."""
+    at = run.at
+    if at is not None and (row := at.row_of.get(chunk)) is not None:
+        run.is_touched[row] = True
+        at.likeness.touched(at.which[row])
+
+
+def _ask(run: _Run, first: int, count: int) -> None:
+    assert run.at is not None
+    begin, end = np.searchsorted(run.at.chunks, (first, first + count))
+    run.is_asked[begin:end] = True
 
 
 def places_of(rows: Rows, image: Image) -> list[tuple[int, int]]:
     """Return the (first, count) of the chunks that a start probably touches, what is due first."""
-    chunks, confidence, ms = _placed(sound(rows), image)
-    certain = confidence >= _LEAST_CONFIDENCE
-    stages = _staged(chunks[certain], confidence[certain], ms[certain], image.chunk_bytes)
+    known = _Known(sound(rows), image)
+    stages = known.staged(known.confidence() >= _LEAST_CONFIDENCE, image.chunk_bytes)
     return [(first, count) for stage in stages for first, count, _, _ in stage]
 
 
@@ -347,23 +351,6 @@ def _staged(
         stages.append(_stage(chunks[part], confidence[part], ms[part]))
         begin, stage_bytes = end, min(2 * stage_bytes, _MOST_STAGE_BYTES)
     return stages
-
-
-def _placed(
-    known: Rows, image: Image
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Return where what is known lies in an image, how certain it is, and when it is due."""
-    found = image.find(np.ascontiguousarray(known["key"]))
-    place = known["place"].astype(np.int64)
-    confidence = confidence_of(known)
-    is_found = found >= 0
-    if is_found.any() and (found == place)[is_found].mean() >= _SAME_PLACE:
-        replaced = ~is_found & (place < image.chunks)
-        found = np.where(replaced, place, found)
-        confidence[replaced] *= _REPLACED
-    usable = (found >= 0) & (found < image.chunks)
-    chunks, first = np.unique(found[usable], return_index=True)
-    return chunks, confidence[usable][first], known["time_ms"].astype(np.int64)[usable][first]
 
 
 def _stage(

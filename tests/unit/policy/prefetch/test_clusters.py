@@ -12,7 +12,7 @@ KEYS = unlike_keys(20_000)
 
 def replay_of(keys: Keys) -> Rows:
     rows = np.zeros(len(keys), SECTIONS["replay"])
-    rows["key"], rows["seen"], rows["runs"] = keys, 1, 1
+    rows["key"], rows["which"] = keys, 0b1111
     return rows
 
 
@@ -42,6 +42,6 @@ def test_an_unknown_image_has_the_neighbour_whose_content_it_has_most_of() -> No
 
 def test_what_was_seen_seldom_is_in_no_sketch() -> None:
     rows = replay_of(KEYS[:100])
-    rows["runs"][50:] = 10
+    rows["which"][50:] = 0b1000
     assert set(sketch_of(rows).tolist()) == set(KEYS[:50].tolist())
     assert not len(sketch_of(rows[:0]))

@@ -126,10 +126,10 @@ def test_requests_at_once_double_until_one_is_slow() -> None:
         for _ in range(pace.limit):
             pace.answered(MIB, 0.1, now_s)
         limits.append(pace.limit)
-    assert limits == [8, 16, 32]
+    assert limits == [24, 48, 64]
     pace.answered(MIB, 0.5, now_s + 1)
     slower = pace.limit
-    assert slower < 32
+    assert slower < 64
     for _ in range(slower):
         pace.answered(MIB, 0.1, now_s + 2)
     assert pace.limit <= slower + 1

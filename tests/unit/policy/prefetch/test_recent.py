@@ -45,7 +45,7 @@ def test_as_a_profile_it_lays_out_what_was_newest_first_and_merged() -> None:
     assert {chunk for first, count in places for chunk in range(first, first + count)} == set(order)
     assert places[0][0] >= 900  # the first stage is the last 16 chunks
     assert len(places) < len(order) / 4
-    assert np.all(rows["seen"] == 1)
+    assert np.all(rows["which"] == 1)
 
 
 def test_many_accesses_at_once_are_the_same_as_one_by_one() -> None:
