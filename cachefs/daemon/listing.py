@@ -37,7 +37,7 @@ class ListingTask:
         self.last_error: str | None = None
         """Why the last listing failed; None if it went well."""
         self.on_shown: Callable[[set[int]], None] = lambda _: None
-        """Told of the chunk sizes of all images, in bytes, when other images are shown."""
+        """Told of the chunk sizes of all images, in bytes, when other images are to be shown."""
 
     async def restore(self, *, fresh: bool) -> None:
         """Show what the last listing had. `fresh`: no kernel knows inodes of an earlier daemon."""

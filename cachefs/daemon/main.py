@@ -113,7 +113,7 @@ class Daemon:
         self.vfs = Vfs(config.fetch.on_outage)
         shares_models = config.eviction.share_models
         self.listing = ListingTask(self.vfs, Names(cache.database), self.pool, self.metrics)
-        self.listing.on_shown = cache.l1.expect
+        self.listing.on_shown = self._shown
         self.learning = Learning(cache, Sharing(self.pool) if shares_models else None)
         self.scrub = Scrub(cache.l1, config.l1.scrub_bytes_per_s, self.metrics)
         self.disk_watch = DiskWatch(cache.l1, config.lane.disk_patience_s)
@@ -123,6 +123,11 @@ class Daemon:
         self.profiles: Profiles | None = None
         self.recording = Recording(self.accesses, self.vfs)
         self.warmings: Warmings | None = None
+
+    def _shown(self, chunk_sizes: set[int]) -> None:
+        self.cache.l1.expect(chunk_sizes)
+        if self.profiles is not None:
+            self.profiles.early.shown()
 
     def images(self, nursery: trio.Nursery) -> OpenImages:
         """Return the open images over all parts; their background work runs in `nursery`."""

@@ -15,7 +15,7 @@ from cachefs.errors import CachefsError
 from cachefs.index.database import Database
 from cachefs.index.manifest_table import ManifestTable
 from cachefs.index.profiles import ProfileRows
-from cachefs.policy.prefetch.arms import learners, learning_arms
+from cachefs.policy.prefetch.arms import learning_arms
 from cachefs.policy.prefetch.ledger import End
 from cachefs.policy.prefetch.lstm import Weights
 from cachefs.policy.prefetch.pace import Pace
@@ -86,12 +86,16 @@ def make_profiles(
         node = vfs.known(inode)
         return node.name if isinstance(node, FileNode) else None
 
+    def names() -> list[str]:
+        files = vfs.tree.files().values()
+        return [name for name, _ in sorted(files, key=lambda file: file[1].created, reverse=True)]
+
     profiles = Profiles(
         ProfileRows(database),
         pool,
-        learners(prefetcher.arms),
-        prefetcher.plan,
+        prefetcher,
         name_of,
+        names,
         is_shared=config.prefetch.share_profiles,
     )
     prefetcher.on_opened = profiles.opened

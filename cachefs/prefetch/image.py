@@ -31,7 +31,13 @@ class OpenImage:
         self.handles = 0
         """Opens less closes, as far as this daemon has seen them."""
         self.closed_s: float | None = None
+        self.held_until_s = 0.0
+        """Nothing of it is fetched ahead until then: see Prefetcher.hold."""
         self._sorted: tuple[Keys, npt.NDArray[np.int64]] | None = None
+
+    def rests(self, now_s: float) -> bool:
+        """Return whether nothing of it is to be fetched ahead now."""
+        return self.closed_s is not None or now_s < self.held_until_s
 
     def keys(self, first: int, count: int) -> Keys:
         """See Image."""

@@ -61,6 +61,10 @@ _NEWS_S = 0.06
 
 _MOST_IMAGES = 1024
 
+_HOLD_S = 0.25
+"""The longest that arms wait for what is known of an image's start: a few round trips to a store.
+What they would fetch in that time is most often not what the start needs, and in its way."""
+
 _LED_FLOOR = 0.9
 """Beside a replay that leads, others need to be so certain: of what a known start has not read
 before, most is not read this time either, however its reads look."""
@@ -151,16 +155,20 @@ class Prefetcher:
         image = self._image(inode, table)
         image.handles += 1
         image.closed_s = None
+        if image.plan:
+            self._wake.set()
 
     def closed(self, inode: int) -> None:
-        """A handle of an image was closed; with the last one its plan is given up."""
+        """A handle of an image was closed; with the last one its plan rests, and soon it ends.
+
+        Many a start opens and closes its image before it opens it for good.
+        """
         image = self.images.get(inode)
         if image is None:
             return
         self._digest()  # what was read before, or it would look as if it came after
         image.handles -= 1
         if image.handles <= 0:
-            image.plan.clear()
             image.closed_s = trio.current_time()
 
     def observe(self, records: npt.NDArray[np.void]) -> None:
@@ -206,6 +214,17 @@ class Prefetcher:
             if count > 0 or not wish.count:
                 image.plan.add(arm, wish._replace(first=first, count=max(0, count)), now_s)
 
+    def hold(self, image: OpenImage) -> None:
+        """Fetch nothing of an image for a moment: what is known of its start is looked for."""
+        image.held_until_s = trio.current_time() + _HOLD_S
+
+    def release(self, image: OpenImage) -> None:
+        """What was known of an image is planned, or nothing is known: fetch what is planned."""
+        image.held_until_s = 0.0
+        if self._replay is not None and self._replay.leads(image):
+            image.plan.keep_only(Replay.name)
+        self.start_jobs()
+
     def _image(self, inode: int, table: ManifestTable) -> OpenImage:
         image = self.images.get(inode)
         if image is None:
@@ -250,7 +269,7 @@ class Prefetcher:
         """Gather the chunks of one more job; None if nothing is planned, or there is no room."""
         best = None
         for image in self.images.values():
-            if not image.plan:
+            if not image.plan or image.rests(now_s):
                 continue
             rooms = {arm.name: self._room_bytes(image, arm.name) for arm in self.arms}
             allowed = {arm for arm, room in rooms.items() if room >= image.chunk_bytes}

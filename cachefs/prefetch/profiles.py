@@ -1,9 +1,10 @@
 """The profiles of a mount: what arms have learned is kept, shared, and taught when an image opens.
 
-A profile is looked for in this order: in the index by the image's name; in the store; and among the
-profiles of other images that this one has content of (policy/prefetch/clusters.py). When the
-record of a start is complete it is kept here, and added to the one in the store. Nothing waits for
-any of that, and what fails is as if there were no profile.
+A profile is looked for in this order: in the index by the image's name; in the store, which has
+been asked already for the newest images (early.py); and among the profiles of other images that
+this one has content of (policy/prefetch/clusters.py). When the record of a start is complete it is
+kept here, and added to the one in the store. Nothing waits for any of that, and what fails is as if
+there were no profile.
 
 Concurrency: event loop; bytes are read, packed and written in threads and fetchers.
 """
@@ -20,12 +21,15 @@ import trio
 
 from cachefs.errors import CachefsError, CorruptError, FormatError, NotFoundError, UsageError
 from cachefs.index.profiles import ProfileRows
+from cachefs.policy.prefetch.arms import learners
 from cachefs.policy.prefetch.clusters import neighbour, sketch_of
-from cachefs.policy.prefetch.learner import Learner
 from cachefs.policy.prefetch.profile import MOST_BYTES, Profile, from_bytes, to_bytes
-from cachefs.policy.prefetch.replay import Replay, confidence_of
-from cachefs.policy.prefetch.seam import Keys, Wish
+from cachefs.policy.prefetch.replay import Replay
+from cachefs.policy.prefetch.seam import Keys
+from cachefs.policy.prefetch.starts import confidence_of, starts_in
+from cachefs.prefetch.early import EarlyProfiles
 from cachefs.prefetch.image import OpenImage
+from cachefs.prefetch.prefetcher import Prefetcher
 from cachefs.tiers.jobs import ProfileFound, ProfileJob
 from cachefs.tiers.pool import FetcherPool
 
@@ -37,8 +41,6 @@ _MOST_WAITING = 256
 _STORE_WAIT_S = 10.0
 """A start is over before a slower answer would help."""
 
-Plan = Callable[[OpenImage, str, Sequence[Wish]], None]
-
 
 class Profiles:
     """Between arms, index and store."""
@@ -47,18 +49,19 @@ class Profiles:
         self,
         rows: ProfileRows,
         pool: FetcherPool,
-        arms: Sequence[Learner],
-        plan: Plan,
+        prefetcher: Prefetcher,
         name_of: Callable[[int], str | None],
+        names: Callable[[], Sequence[str]],
         *,
         is_shared: bool = True,
     ) -> None:
         self._rows = rows
         self._pool = pool
-        self._arms = arms
-        self._plan = plan
+        self._prefetcher = prefetcher
+        self._arms = learners(prefetcher.arms)
         self._name_of = name_of
         self._is_shared = is_shared
+        self.early = EarlyProfiles(rows, pool, names)
         self._open: dict[OpenImage, str] = {}
         self._to_teach: list[OpenImage] = []
         self._to_keep: list[tuple[Profile, Profile | None]] = []
@@ -67,6 +70,7 @@ class Profiles:
         """Open images whose start is recorded and kept."""
         self._known: dict[OpenImage, Profile] = {}
         self._sketches: dict[str, Keys] | None = None
+        self._has_opened = trio.Event()
         self._wake = trio.Event()
 
     def opened(self, image: OpenImage) -> None:
@@ -76,7 +80,8 @@ class Profiles:
             self._open[image] = name
             if len(self._to_teach) < _MOST_WAITING:
                 self._to_teach.append(image)
-            self._wake.set()
+                self._prefetcher.hold(image)
+            self._has_opened.set()
 
     def closed(self, image: OpenImage) -> None:
         """An image is about to be forgotten by the arms."""
@@ -90,13 +95,22 @@ class Profiles:
         self._known.pop(image, None)
 
     async def run(self) -> None:
-        """Teach, keep and share until cancelled."""
+        """Teach, keep and share until cancelled; a guest that starts waits for no other one."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_all)
+            if self._is_shared:
+                nursery.start_soon(self.early.run)
+            while True:
+                await self._has_opened.wait()
+                self._has_opened = trio.Event()
+                while self._to_teach:
+                    nursery.start_soon(self._teach, self._to_teach.pop(0))
+
+    async def _keep_all(self) -> None:
         while True:
             with trio.move_on_after(_LOOK_S):
                 await self._wake.wait()
             self._wake = trio.Event()
-            while self._to_teach:
-                await self._teach(self._to_teach.pop(0))
             while self._to_keep:
                 profile, run = self._to_keep.pop(0)
                 await self._keep(profile)
@@ -115,32 +129,36 @@ class Profiles:
 
     async def _teach(self, image: OpenImage) -> None:
         name = self._open.get(image)
-        if name is None:
-            return
+        profile = await self._find(image, name) if name is not None else None
+        if profile is not None and image in self._open:
+            self._known[image] = profile
+            now_s = time.monotonic()
+            for arm in self._arms:
+                rows = profile.sections.get(arm.name)
+                if rows is not None:
+                    arm.taught(image, rows)
+                    self._prefetcher.plan(image, arm.name, arm.opened(image, now_s))
+        self._prefetcher.release(image)
+
+    async def _find(self, image: OpenImage, name: str) -> Profile | None:
         profile = await trio.to_thread.run_sync(self._read, name)
         if profile is None and self._is_shared:
             profile = await self._from_store(name)
         if profile is None:
             profile = await self._from_neighbour(image)
-        if profile is None or image not in self._open:
-            return
-        if profile.chunk_bytes != image.chunk_bytes:
-            return
-        self._known[image] = profile
-        now_s = time.monotonic()
-        for arm in self._arms:
-            rows = profile.sections.get(arm.name)
-            if rows is not None:
-                arm.taught(image, rows)
-                self._plan(image, arm.name, arm.opened(image, now_s))
+        fits = profile is not None and profile.chunk_bytes == image.chunk_bytes
+        return profile if fits else None
 
     async def _from_store(self, name: str) -> Profile | None:
-        job = ProfileJob(self._pool.next_number(), name)
+        data = self.early.take(name)
         try:
-            with trio.fail_after(_STORE_WAIT_S):
-                answer = await self._pool.ask(job, _PRIORITY)
-            if isinstance(answer, ProfileFound) and answer.data is not None:
-                return await trio.to_thread.run_sync(from_bytes, answer.data)
+            if data is None:
+                job = ProfileJob(self._pool.next_number(), name)
+                with trio.fail_after(_STORE_WAIT_S):
+                    answer = await self._pool.ask(job, _PRIORITY)
+                data = answer.data if isinstance(answer, ProfileFound) else None
+            if data is not None:
+                return await trio.to_thread.run_sync(from_bytes, data)
         except (CachefsError, trio.TooSlowError) as error:
             logger.info("no profile of %s from the store: %s", name, error)
         return None
@@ -314,13 +332,12 @@ class Profiles:
 def described(profile: Profile) -> dict[str, Any]:
     """Return what people want to know of a profile."""
     replay = profile.sections.get("replay")
-    runs = float(replay["runs"].max()) if replay is not None and len(replay) else 0.0
     certain = int((confidence_of(replay) >= 0.5).sum()) if replay is not None else 0
     return {
         "image": profile.image,
         "chunk_bytes": profile.chunk_bytes,
         "saved_s": profile.saved_s,
-        "runs": round(runs, 1),
+        "runs": starts_in(replay) if replay is not None else 0,
         "working_set_bytes": profile.working_set_bytes,
         "replayed_bytes": certain * profile.chunk_bytes,
         "rows": {name: len(rows) for name, rows in profile.sections.items()},

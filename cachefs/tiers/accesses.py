@@ -22,6 +22,10 @@ from cachefs.tiers.l1 import L1
 _BUSY_PAUSE_S = 0.05
 """While there are reads: 65,536 records in the ring last for a million reads a second."""
 
+_AHEAD_PAUSE_S = 0.02
+"""While what was fetched ahead waits to be read: what is read of it says what comes next, and a
+start that was calm may go on at any time."""
+
 _CALM_PAUSE_S = 0.25
 """While there are none, or the lane answers all of them and nothing is fetched ahead of them: each
 turn takes a processor from those who read, and on small machines their places on it."""
@@ -66,9 +70,10 @@ class Accesses:
         return len(accesses)
 
     def _pause_s(self, reads_per_s: float) -> float:
-        is_ahead = self._metrics.ahead_jobs or self._metrics.ahead_unread_bytes
+        if self._metrics.ahead_jobs or self._metrics.ahead_unread_bytes:
+            return _AHEAD_PAUSE_S
         if not reads_per_s:
             return _CALM_PAUSE_S
-        if is_ahead or not self._is_calm:
+        if not self._is_calm:
             return _BUSY_PAUSE_S
         return min(_CALM_PAUSE_S, max(_BUSY_PAUSE_S, _CALM_RECORDS / reads_per_s))

@@ -274,7 +274,7 @@ class Fetcher:
     def _profile(self, job: ProfileJob) -> bytes | None:
         """Return the profile of an image: from L2 if nothing is added to it, else from the store.
 
-        What is in the store is the consensus of all hosts; L2 has a copy, which may be older.
+        What is in the store is what all hosts have learned; L2 has a copy, which may be older.
         """
         key = profile_key_in_l2(self._identity, job.name)
         if self._l2 is not None and not job.run:

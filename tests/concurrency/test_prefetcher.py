@@ -269,9 +269,9 @@ async def test_with_its_last_handle_an_image_gives_up_its_plan(
         ahead.prefetcher.plan(image, "sequential", [Wish(112, 64, 1.0)])
         ahead.prefetcher.opened(INODE, table)
         ahead.prefetcher.closed(INODE)
-        assert image.plan
+        assert not image.rests(trio.current_time())
         ahead.prefetcher.closed(INODE)
-        assert not image.plan
+        assert image.rests(trio.current_time())
         await ahead.answer_until_calm()
         come = cache.l1.metrics.ahead_chunks
         assert 0 < come < 64
@@ -280,6 +280,23 @@ async def test_with_its_last_handle_an_image_gives_up_its_plan(
         assert cache.l1.metrics.ahead_wasted == come
         assert cache.l1.metrics.ahead_unread_bytes == 0
         assert cache.l1.metrics.ahead_wasted_bytes > come * CHUNK * 0.9
+
+
+async def test_an_image_that_is_opened_again_soon_goes_on_with_its_plan(
+    cache: Cache, pool: HandPool, table: ManifestTable
+) -> None:
+    """As where one program looks at an image, and another one opens it for a guest."""
+    async with running_ahead(cache, pool, table, places=1) as ahead:
+        await room(ahead)
+        ahead.prefetcher.opened(INODE, table)
+        ahead.prefetcher.closed(INODE)
+        ahead.prefetcher.plan(ahead.prefetcher.images[INODE], "sequential", [Wish(0, 32, 1.0)])
+        ahead.prefetcher.start_jobs()
+        assert not ahead.jobs_ahead()
+        ahead.prefetcher.opened(INODE, table)
+        await wait_until(lambda: bool(ahead.jobs_ahead()))
+        await ahead.answer_until_calm()
+        assert cache.l1.metrics.ahead_chunks == 32
 
 
 async def test_evicted_before_anybody_read_it_is_told(
@@ -404,12 +421,7 @@ async def test_beside_a_start_that_goes_as_it_is_known_others_have_to_be_certain
         image.plan.clear()
         places = np.arange(64)
         rows = np.zeros(64, SECTIONS["replay"])
-        rows["key"], rows["place"], rows["seen"], rows["runs"] = (
-            keys_at(image, places),
-            places,
-            1,
-            1,
-        )
+        rows["key"], rows["place"], rows["which"] = keys_at(image, places), places, 1
         replay.taught(image, rows)
         replay.opened(image, 0.0)
         prefetcher.plan(image, "sequential", wishes)
@@ -418,6 +430,45 @@ async def test_beside_a_start_that_goes_as_it_is_known_others_have_to_be_certain
         prefetcher.plan(image, "replay", wishes)
         assert image.plan.chunks == 8
         image.plan.clear()
+
+
+async def test_nothing_is_fetched_while_a_profile_is_looked_for(
+    cache: Cache, pool: HandPool, table: ManifestTable
+) -> None:
+    async with running_ahead(cache, pool, table) as ahead:
+        await room(ahead)
+        prefetcher, replay = ahead.prefetcher, Replay()
+        prefetcher.add_arm(replay)
+        prefetcher.opened(INODE, table)
+        image = prefetcher.images[INODE]
+        prefetcher.hold(image)
+        prefetcher.plan(image, "sequential", [Wish(64, 4, 0.8)])
+        prefetcher.start_jobs()
+        assert not ahead.jobs_ahead()
+        places = np.arange(8)
+        rows = np.zeros(8, SECTIONS["replay"])
+        rows["key"], rows["place"], rows["which"] = keys_at(image, places), places, 1
+        replay.taught(image, rows)
+        prefetcher.plan(image, replay.name, replay.opened(image, 0.0))
+        prefetcher.release(image)
+        await ahead.answer_until_calm()
+        assert cache.l1.metrics.ahead_chunks == 8  # what the replay knows, and nothing else
+
+
+async def test_a_profile_that_does_not_come_holds_up_others_for_a_moment(
+    cache: Cache, pool: HandPool, table: ManifestTable
+) -> None:
+    async with running_ahead(cache, pool, table) as ahead:
+        await room(ahead)
+        prefetcher = ahead.prefetcher
+        prefetcher.opened(INODE, table)
+        image = prefetcher.images[INODE]
+        prefetcher.hold(image)
+        prefetcher.plan(image, "sequential", [Wish(64, 4, 0.8)])
+        prefetcher.start_jobs()
+        assert not ahead.jobs_ahead()
+        await wait_until(lambda: bool(ahead.jobs_ahead()))  # by itself
+        ahead.answer_all()
 
 
 async def test_bytes_under_way_have_a_bound_of_their_own(
