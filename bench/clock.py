@@ -57,6 +57,20 @@ def time_read(path: Path, block_bytes: int) -> float:
     return time.perf_counter() - begin_s
 
 
+def time_direct_read(path: Path, block_bytes: int) -> float:
+    """Read a file from its beginning to its end, past the page cache; returns the seconds."""
+    fd, at = os.open(path, os.O_RDONLY | os.O_DIRECT), 0
+    try:
+        size_bytes = os.fstat(fd).st_size
+        with mmap.mmap(-1, block_bytes) as buffer:  # aligned, as O_DIRECT wants it
+            begin_s = time.perf_counter()
+            while at < size_bytes:
+                at += os.preadv(fd, [buffer], at)
+            return time.perf_counter() - begin_s
+    finally:
+        os.close(fd)
+
+
 @dataclass(frozen=True)
 class TimedReads:
     """How many microseconds each read took, and how long all took together."""

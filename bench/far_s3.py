@@ -1,6 +1,7 @@
 """An S3 server that is farther away: a proxy before it, in a process of its own.
 
-It adds a time to each answer and counts the requests. In the bench's own process its threads would
+It adds a time to each answer, lets all answers together pass at most so fast, and counts the
+requests. In the bench's own process its threads would
 share an interpreter with the client that is measured beside the subject.
 """
 
@@ -25,9 +26,14 @@ class FarS3:
     endpoint: str
     _line: Connection
 
-    def set_delay(self, delay_s: float) -> None:
-        """From now on each answer takes so much longer; the count begins anew."""
-        self._line.send(delay_s)
+    def set_delay(self, delay_s: float, bytes_per_s: float | None = None) -> None:
+        """From now on each answer takes so much longer; the count begins anew.
+
+        Args:
+            delay_s: Before the first byte of an answer.
+            bytes_per_s: Of all answers together; None: as fast as they come.
+        """
+        self._line.send((delay_s, bytes_per_s))
         self._line.recv()
 
     def requests(self) -> int:
@@ -58,11 +64,12 @@ def _run(upstream: tuple[str, int], line: Connection) -> None:
         line.send(proxy.endpoint)
         while True:
             try:
-                delay_s: float | None = line.recv()
+                told: tuple[float, float | None] | None = line.recv()
             except EOFError:
                 return
-            if delay_s is None:
+            if told is None:
                 line.send(len(proxy.script.calls))
             else:
-                proxy.script.play_always(Fault(delay_s=delay_s))
+                proxy.script.play_always(Fault(delay_s=told[0]))
+                proxy.bytes_per_s = told[1]
                 line.send(None)

@@ -4,10 +4,11 @@ import os
 import random
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.images.disks import MIB, build_ext4
-from tests.images.trees import copy_system_tree
+from tests.images.trees import LARGEST_FILE_BYTES, copy_system_tree
 
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
@@ -32,6 +33,32 @@ def build_dense_image(image: Path, size_bytes: int) -> Path:
     with tempfile.TemporaryDirectory(dir=image.parent) as tree_name:
         tree = copy_system_tree(Path(tree_name), int(size_bytes * 0.85))
         return build_ext4(tree, image, size_bytes)
+
+
+def build_full_image(image: Path, size_bytes: int) -> Path:
+    """Make a dense image, and fill what is left of it, MiB by MiB, from this system's large files.
+
+    A system may have fewer small files than a large image has room for. Where the large ones end
+    as well, the rest stays zero.
+    """
+    build_dense_image(image, size_bytes)
+    pieces = _large_file_pieces()
+    with image.open("r+b") as file:
+        for offset in range(0, size_bytes, MIB):
+            file.seek(offset)
+            if not any(file.read(MIB)):
+                file.seek(offset)
+                file.write(next(pieces, b""))
+    return image
+
+
+def _large_file_pieces() -> Iterator[bytes]:
+    for path in sorted(Path("/usr").rglob("*")):
+        if path.is_symlink() or not path.is_file() or path.stat().st_size <= LARGEST_FILE_BYTES:
+            continue
+        with path.open("rb") as file:
+            while len(piece := file.read(MIB)) == MIB:
+                yield piece
 
 
 def build_noise(image: Path, size_bytes: int) -> Path:

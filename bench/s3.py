@@ -1,4 +1,4 @@
-"""Cold reads and imports over S3: a SeaweedFS server on loopback.
+"""Cold reads and imports over S3: a SeaweedFS server on loopback, and behind a link.
 
 Beside the cold sequential read, bare range GETs of the same packs by the same number of processes
 with the same number of requests in flight: the least that anybody with boto3 has to do; and the
@@ -15,14 +15,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import click
 
 from bench import clock, files, mounts
+from bench.cold import COPIES, touch_memory
+from bench.far_s3 import far_s3
 from bench.table import Table, publish, rate, size
 from cachefs.codec.frame import decode_frame
 from cachefs.config import Config
@@ -38,6 +42,8 @@ TARGET = 0.8
 RANGE_BYTES = 8 * MIB
 READ_BYTES = MIB
 RANDOM_READS = 400
+FAR_DELAY_S, FAR_BYTES_PER_S = 0.03, 100e6
+"""A store in the same country, on a link that others use as well."""
 STORE = "s3://images/bench"
 CHUNK_BYTES = 64 * KIB
 
@@ -117,8 +123,7 @@ def time_bare_gets(
     packs: list[tuple[str, int]], processes: int, threads: int, *, decodes: bool = False
 ) -> float:
     """Return the seconds that `processes` take to get all packs, their start not counted."""
-    command = [sys.executable, "-m", "bench.s3", "--bare", str(threads)]
-    command += ["--decodes"] if decodes else []
+    command = [sys.executable, "-m", "bench.s3", "--bare", str(threads), str(decodes)]
     with ExitStack() as stack:
         running = [
             stack.enter_context(
@@ -145,14 +150,37 @@ def time_bare_gets(
         return time.perf_counter() - begin_s
 
 
-def read_cold(folder: Path, mount_options: str) -> tuple[float, dict[str, int]]:
-    """Mount with an empty cache and read the image; returns the seconds, and the metrics."""
+@dataclass(frozen=True)
+class Subject:
+    """A way to read the image through a mount.
+
+    Attributes:
+        name: For people.
+        options: Of the mount.
+        time_read: Reads a file from end to end in blocks of so many bytes; returns the seconds.
+    """
+
+    name: str
+    options: str
+    time_read: Callable[[Path, int], float]
+
+
+SUBJECTS = (
+    Subject("cachefs, empty L1", "", clock.time_read),
+    Subject("the same with O_DIRECT, one read at a time", "", clock.time_direct_read),
+    Subject("cachefs -o noprefetch", "noprefetch", clock.time_read),
+)
+
+
+def read_cold(folder: Path, subject: Subject, mount_options: str, image_bytes: int) -> float:
+    """Mount with an empty cache and read the image; returns the seconds."""
     shutil.rmtree(folder / "cache", ignore_errors=True)
-    with mounts.mounted_store(STORE, folder, mount_options) as mountpoint:
+    os.sync()  # what import and earlier rounds wrote is not this read's to write back
+    options = ",".join(filter(None, [mount_options, subject.options]))
+    with mounts.mounted_store(STORE, folder, options) as mountpoint:
         (mountpoint / "image").open("rb").close()  # its manifest is here
-        read_s = clock.time_read(mountpoint / "image", READ_BYTES)
-        metrics: dict[str, int] = mounts.status(mountpoint)["daemon"]["metrics"]
-    return read_s, metrics
+        touch_memory(COPIES * image_bytes)
+        return subject.time_read(mountpoint / "image", READ_BYTES)
 
 
 def random_reads(folder: Path, image: Path, mount_options: str) -> tuple[list[float], float]:
@@ -201,51 +229,71 @@ def count_requests(server: S3Server, folder: Path, image: Path, mount_options: s
     return table
 
 
-def measure(server: S3Server, work: Path, image: Path, rounds: int, options: str) -> list[Table]:
-    """Measure all."""
+def measure_streams(work: Path, image: Path, rounds: int, options: str, where: str) -> Table:
+    """Read the image in sequence, in turns with bare GETs of its packs."""
     size_bytes = image.stat().st_size
-    mounts.run_cachefs("init", STORE)
-    mounts.import_image(STORE, image, "image")
     objects = open_store(STORE).objects
     packs = [(f"bench/{info.key}", info.size_bytes) for info in objects.list("packs/")]
     packed_bytes = sum(pack_bytes for _, pack_bytes in packs)
     config = Config()
     processes, threads = config.fetch.fetcher_count(), config.s3.requests_in_flight
-    bare_s, decoded_s, cold_s, without_s, requests = [], [], [], [], 0
+    bare = f"bare range GETs of 8 MiB, {processes} process, {threads} at once"
+    decoded = "the same, decompressed and verified"
+    seconds: dict[str, list[float]] = {bare: [], decoded: []}
+    seconds |= {subject.name: [] for subject in SUBJECTS}
     for _ in range(rounds):
-        bare_s.append(time_bare_gets(packs, processes, threads))
-        decoded_s.append(time_bare_gets(packs, processes, threads, decodes=True))
-        without_s.append(read_cold(work, ",".join(filter(None, [options, "noprefetch"])))[0])
-        read_s, metrics = read_cold(work, options)
-        cold_s.append(read_s)
-        requests = metrics["l3_requests"]
-    bare, cold, decoded = median(bare_s), median(cold_s), median(decoded_s)
+        seconds[bare].append(time_bare_gets(packs, processes, threads))
+        seconds[decoded].append(time_bare_gets(packs, processes, threads, decodes=True))
+        for subject in SUBJECTS:
+            seconds[subject.name].append(read_cold(work, subject, options, size_bytes))
     table = Table(
-        f"Cold sequential read of {size(size_bytes)} ({size(packed_bytes)} in packs) from S3",
+        f"Cold sequential read of {size(size_bytes)} ({size(packed_bytes)} in packs) from S3 "
+        + where,
         ["", "seconds", "of the image", "of the packs", "of bare GETs", "of those decoded"],
     )
-    for name, seconds in (
-        (f"bare range GETs of 8 MiB, {processes} process, {threads} at once", bare),
-        ("the same, decompressed and verified", decoded),
-        ("cachefs, empty L1", cold),
-        ("cachefs -o noprefetch", median(without_s)),
-    ):
-        speeds = (rate(size_bytes / seconds), rate(packed_bytes / seconds))
-        ratios = (f"{bare / seconds:.2f}", f"{decoded / seconds:.2f}")
-        table.add(name, f"{seconds:.2f}", *speeds, *ratios)
-    verdict = "reached" if bare / cold >= TARGET else "MISSED"
-    table.notes.append(f"Target {TARGET} {verdict} ({bare / cold:.2f}); {requests} range GETs.")
-    rounds_text = ", ".join(
-        f"{b / c:.2f} ({d / c:.2f})" for b, d, c in zip(bare_s, decoded_s, cold_s, strict=True)
-    )
-    table.notes.append(f"By round, of bare GETs (of those decoded): {rounds_text}.")
-    times_us, each = random_reads(work, image, options)
-    times_us.sort()
-    spread = Table("Random 4 KiB reads, cold", ["", "p50 ms", "p99 ms", "range GETs a read"])
-    p50, p99 = times_us[len(times_us) // 2] / 1000, times_us[len(times_us) * 99 // 100] / 1000
-    spread.add("cachefs", f"{p50:.2f}", f"{p99:.2f}", f"{each:.2f}")
-    (work / "counted").mkdir()
-    return [table, spread, count_requests(server, work, image, options)]
+    for name, times_s in seconds.items():
+        middle_s = median(times_s)
+        ratios = [_ratios(seconds[base], times_s) for base in (bare, decoded)]
+        speeds = (rate(size_bytes / middle_s), rate(packed_bytes / middle_s))
+        table.add(name, f"{middle_s:.2f}", *speeds, *(f"{median(each):.2f}" for each in ratios))
+        if name in {subject.name for subject in SUBJECTS}:
+            verdict = "reached" if median(ratios[0]) >= TARGET else "MISSED"
+            by_round = ", ".join(f"{a:.2f} ({b:.2f})" for a, b in zip(*ratios, strict=True))
+            table.notes.append(
+                f"{name}: target {TARGET} {verdict}; by round, of bare GETs (of those decoded): "
+                + by_round
+            )
+    return table
+
+
+def _ratios(base_s: list[float], times_s: list[float]) -> list[float]:
+    return [base / mine for base, mine in zip(base_s, times_s, strict=True)]
+
+
+def measure(
+    server: S3Server, work: Path, image: Path, rounds: int, options: str, places: Sequence[str]
+) -> list[Table]:
+    """Measure all."""
+    mounts.run_cachefs("init", STORE)
+    mounts.import_image(STORE, image, "image")
+    tables = []
+    if "near" in places:
+        tables.append(measure_streams(work, image, rounds, options, "on loopback"))
+        times_us, each = random_reads(work, image, options)
+        times_us.sort()
+        spread = Table("Random 4 KiB reads, cold", ["", "p50 ms", "p99 ms", "range GETs a read"])
+        p50, p99 = times_us[len(times_us) // 2] / 1000, times_us[len(times_us) * 99 // 100] / 1000
+        spread.add("cachefs", f"{p50:.2f}", f"{p99:.2f}", f"{each:.2f}")
+        (work / "counted").mkdir()
+        tables += [spread, count_requests(server, work, image, options)]
+    if "far" in places:
+        with far_s3(server.address) as far:
+            far.set_delay(FAR_DELAY_S, FAR_BYTES_PER_S)
+            os.environ["CACHEFS_S3_ENDPOINT"] = far.endpoint
+            where = f"behind {FAR_BYTES_PER_S / 1e6:.0f} MB/s and {FAR_DELAY_S * 1000:.0f} ms"
+            tables.append(measure_streams(work, image, rounds, options, where))
+            os.environ["CACHEFS_S3_ENDPOINT"] = server.endpoint
+    return tables
 
 
 @click.command()
@@ -253,36 +301,42 @@ def measure(server: S3Server, work: Path, image: Path, rounds: int, options: str
 @click.option("--size-mib", default=768, show_default=True, help="Size of the image made else.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--options", default="", help="Mount options.")
+@click.option(
+    "--place",
+    type=click.Choice(["near", "far"]),
+    multiple=True,
+    default=["near", "far"],
+    help="S3 on loopback, and behind a link of 100 MB/s and 30 ms; both by default.",
+)
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write the tables here, too.")
 @click.option("--noise", is_flag=True, help="An image that no codec makes smaller.")
-@click.option("--bare", type=int, hidden=True)
-@click.option("--decodes", is_flag=True, hidden=True)
+@click.option("--bare", type=(int, bool), hidden=True)
 @click.argument("packs", required=False)
 def main(
     image: Path | None,
     size_mib: int,
     rounds: int,
     options: str,
+    place: Sequence[str],
     markdown: Path | None,
     noise: bool,
-    bare: int | None,
-    decodes: bool,
+    bare: tuple[int, bool] | None,
     packs: str | None,
 ) -> None:
     """Measure cold reads and imports over S3."""
     if bare is not None:
         listed = [(key, pack_bytes) for key, pack_bytes in json.loads(packs or "[]")]
-        get_all(listed, bare, decodes=decodes)
+        get_all(listed, bare[0], decodes=bare[1])
         return
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s3-")))
-        build = files.build_noise if noise else files.build_dense_image
+        build = files.build_noise if noise else files.build_full_image
         image = image or build(work / "image.img", size_mib * MIB)
         (work / "server").mkdir()
         server = stack.enter_context(seaweedfs(work / "server"))
         os.environ.update(server.environment())
         os.environ["CACHEFS_CATALOG_DIR"] = str(work / "catalogs")
-        tables = measure(server, work, image, rounds, options)
+        tables = measure(server, work, image, rounds, options, place)
     publish(tables, markdown)
 
 

@@ -153,3 +153,5 @@ def test_a_disk_that_is_slow_by_five_seconds(broken: tuple[Mount, FaultyDisk]) -
     assert (read_direct(mount / "warm") == WARM) is True
     assert mount.metrics()["l3_chunks"] == fetched
     assert mount.metrics()["read_errors"] == 0
+    mount.check_idle()
+    mount.check_slots()

@@ -82,6 +82,8 @@ def test_fetchers_are_killed(mount: Mount, fio: Fio) -> None:
     metrics = mount.metrics()
     assert metrics["fetcher_deaths"] >= 6
     assert metrics["read_errors"] == 0
+    mount.check_idle()
+    mount.check_slots()
 
 
 def test_a_fetcher_that_hangs_is_replaced(mounts: Mounts, images: Images) -> None:

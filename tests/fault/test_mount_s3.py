@@ -31,6 +31,7 @@ SILENCE_S = 0.5
 RETRIED = {
     "503": Fault("status", status=503, code="SlowDown"),
     "500": Fault("status", status=500, code="InternalError"),
+    "another clock": Fault("status", status=403, code="RequestTimeTooSkewed"),
     "a hang": Fault("hang"),
     "a hang in the middle": Fault("hang", after=0.5),
     "reset in the middle": Fault("reset", after=0.5),
@@ -44,8 +45,15 @@ RETRIED = {
 
 LASTING = {
     "503": (Fault("status", status=503, code="SlowDown"), "503 SlowDown"),
+    "500": (Fault("status", status=500, code="InternalError"), "500 InternalError"),
+    "another clock": (
+        Fault("status", status=403, code="RequestTimeTooSkewed"),
+        "403 RequestTimeTooSkewed: set the clock of this host",
+    ),
     "a hang": (Fault("hang"), "Read timeout"),
     "reset in the middle": (Fault("reset", after=0.5), "Connection"),
+    "short body": (Fault("cut", after=0.5), "ended after"),
+    "200 with an error": (Fault("error_body"), "200 SlowDown"),
     "wrong bytes": (Fault("flip"), "is corrupt"),
     "wrong range": (Fault("other_range"), "another range"),
 }

@@ -27,6 +27,10 @@ _PASSING_CODES = frozenset(
 )
 """Whatever their status: each was seen with 400, and once with 200."""
 
+TOO_SKEWED = "RequestTimeTooSkewed"
+"""The clock of this host, or the server's, is wrong: it passes when either is set, and requests
+that are signed here learn from it (signature.py)."""
+
 _PASSING_STATUSES = frozenset([408, 425, 429])
 _CONFLICT_STATUSES = frozenset([409, 412])
 _CODE = re.compile(rb"<Code>([^<]{1,100})</Code>")
@@ -64,6 +68,10 @@ def answered(status: int, code: str, what: str) -> CachefsError:
     if code == "NoSuchBucket":
         return StoreRefusedError(
             f"cannot {what}: there is no such bucket: make it, or check s3.endpoint and s3.region"
+        )
+    if code == TOO_SKEWED:
+        return StoreUnavailableError(
+            f"cannot {what}: the server answered {said}: set the clock of this host"
         )
     if status == 404:
         return ObjectMissingError(f"cannot {what}: there is no such object")

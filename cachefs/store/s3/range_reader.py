@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from botocore.awsrequest import AWSRequest
 
-from cachefs.errors import CorruptError, StoreUnavailableError
+from cachefs.errors import CachefsError, CorruptError, StoreUnavailableError
 from cachefs.store.s3 import faults
 from cachefs.store.s3.body import read_body
 from cachefs.store.s3.connection import Connection
@@ -49,6 +49,8 @@ def read_range(connection: Connection, key: str, offset: int, size_bytes: int, w
         answer = _send(connection, key, f"bytes={offset}-{offset + size_bytes - 1}", give_up_s)
         is_read = False
         try:
+            if answer.status not in {200, 206}:
+                raise _refused(connection, answer, what)
             skip_bytes = _bytes_to_skip(answer, offset, size_bytes, what)
             data = read_body(answer.raw, skip_bytes + size_bytes, give_up_s, what)
             is_read = answer.content_length == len(data)
@@ -57,10 +59,16 @@ def read_range(connection: Connection, key: str, offset: int, size_bytes: int, w
         return data[skip_bytes:] if skip_bytes else data
 
 
+def _refused(connection: Connection, answer: Answer, what: str) -> CachefsError:
+    """Return the error for an answer that is no success; whose clock is wrong is noted."""
+    code = faults.code_in(answer.raw.read(_ERROR_BYTES))
+    if code == faults.TOO_SKEWED:
+        connection.signer.set_clock(answer.headers.get("date", ""))
+    return faults.answered(answer.status, code, what)
+
+
 def _bytes_to_skip(answer: Answer, offset: int, size_bytes: int, what: str) -> int:
     """Check the head of an answer; returns how much of its body lies before what was asked for."""
-    if answer.status not in {200, 206}:
-        raise faults.answered(answer.status, faults.code_in(answer.raw.read(_ERROR_BYTES)), what)
     named = answer.headers.get("content-range")
     if named is None:
         return _skip_in_whole(answer, offset, size_bytes, what)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
+from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 from botocore.credentials import ReadOnlyCredentials
@@ -40,6 +41,20 @@ class Signer:
         self._host = host
         self._region = region
         self._day_key = _DayKey("", "", b"")
+        self._server_ahead_s = 0.0
+        """Of this host's clock; 0 until a server minds."""
+
+    def set_clock(self, date: str) -> None:
+        """Sign with the time of a server that finds ours too far from its own.
+
+        Args:
+            date: The header Date of its answer; what is no date changes nothing.
+        """
+        try:
+            server_s = parsedate_to_datetime(date).timestamp()
+        except ValueError:
+            return
+        self._server_ahead_s = server_s - time.time()
 
     def headers(
         self,
@@ -54,8 +69,10 @@ class Signer:
             credentials: Of now; a token goes along.
             path: Of the URL, quoted as it is sent.
             byte_range: The header Range.
-            now_s: The time that is signed; None: now.
+            now_s: The time that is signed; None: now, on the server's clock.
         """
+        if now_s is None:
+            now_s = time.time() + self._server_ahead_s
         now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now_s))
         signed = _SIGNED
         lines = (

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import time
 from pathlib import Path
 from unittest import mock
 from urllib.parse import quote
@@ -14,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachefs.config import S3Section
-from cachefs.errors import StoreRefusedError
+from cachefs.errors import StoreRefusedError, StoreUnavailableError
+from cachefs.store.s3 import signature
 from cachefs.store.s3.connection import Connection
 from cachefs.store.s3.objects import open_s3
 from cachefs.store.s3.signature import Signer
@@ -110,6 +112,41 @@ def test_a_server_takes_it_for_keys_of_all_kinds(s3: S3Server) -> None:
     for key in ("packs/plain", "packs/a b+c", "packs/ü~(1)'!*", "packs/100%", "packs/a=b&c?d#e"):
         s3.client().put_object(Bucket=s3.bucket, Key=f"signed/{key}", Body=b"0123456789")
         assert open_s3("s3://images/signed", s3.settings()).get_range(key, 2, 3) == b"234"
+
+
+@pytest.mark.parametrize("hours", [-3, 3])
+def test_a_clock_that_is_wrong_costs_one_try(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """Ours, or the server's: what it says of the time is signed from then on, until it is set."""
+    s3.client().put_object(Bucket=s3.bucket, Key="signed/clock", Body=b"0123456789")
+    objects = open_s3("s3://images/signed", s3.settings())
+    assert objects.get_range("clock", 0, 2) == b"01"
+    for ahead_s in (hours * 3600, 0):  # and then somebody sets it
+        monkeypatch.setattr(signature, "time", _Clock(ahead_s))
+        with pytest.raises(StoreUnavailableError, match="RequestTimeTooSkewed: set the clock"):
+            objects.get_range("clock", 0, 2)
+        assert objects.get_range("clock", 2, 3) == b"234"
+
+
+class _Clock:
+    """The module `time` with another time of day."""
+
+    strftime, gmtime = staticmethod(time.strftime), staticmethod(time.gmtime)
+
+    def __init__(self, ahead_s: float) -> None:
+        self._ahead_s = ahead_s
+
+    def time(self) -> float:
+        return time.time() + self._ahead_s
+
+
+@given(date=st.text(max_size=40))
+def test_what_is_no_date_sets_no_clock(date: str) -> None:
+    signer = Signer("s3.example.com", "us-east-1")
+    signer.set_clock(date)
+    credentials = ReadOnlyCredentials("a", "b", None)
+    assert signer.headers(credentials, "/b/k", "bytes=0-9")["X-Amz-Date"].startswith("2")
 
 
 def test_credentials_that_end_are_renewed(
