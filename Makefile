@@ -50,8 +50,10 @@ guest: setup-bench ## boot a full Debian guest from a mounted image in qemu (min
 stress: export CACHEFS_STRESS_S = 60
 stress: export CACHEFS_KILLS = 100
 stress: export CACHEFS_LONGEST_READ_S = 2
-stress: setup ## a minute of eviction under comparison, a hundred kills under load
-	$(BIN)/python -m pytest tests/mount/test_lane_hits.py tests/fault/test_mount_kills.py $(PYTEST_ARGS)
+stress: export CACHEFS_LEARNING_KILLS = 60
+stress: setup ## a minute of eviction under comparison, kills under load and while models and profiles are saved
+	$(BIN)/python -m pytest tests/mount/test_lane_hits.py tests/fault/test_mount_kills.py \
+	    tests/fault/test_mount_kills_learning.py tests/fault/test_mount_kills_profiles.py $(PYTEST_ARGS)
 
 .PHONY: chaos
 CHAOS_ARGS ?=

@@ -23,6 +23,7 @@ from cachefs.prefetch.gather import Limits
 from cachefs.prefetch.jobs import AheadJobs
 from cachefs.prefetch.prefetcher import Prefetcher
 from cachefs.prefetch.profiles import Profiles
+from cachefs.prefetch.sharing import ProfileSharing
 from cachefs.tiers.accesses import Accesses
 from cachefs.tiers.l1 import L1
 from cachefs.tiers.pool import FetcherPool
@@ -88,11 +89,10 @@ def make_profiles(
 
     profiles = Profiles(
         ProfileRows(database),
-        pool,
+        ProfileSharing(pool) if config.prefetch.share_profiles else None,
         learners(prefetcher.arms),
         prefetcher.plan,
         name_of,
-        is_shared=config.prefetch.share_profiles,
     )
     prefetcher.on_opened = profiles.opened
     prefetcher.on_forgotten = profiles.closed

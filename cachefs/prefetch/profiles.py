@@ -26,16 +26,12 @@ from cachefs.policy.prefetch.profile import MOST_BYTES, Profile, from_bytes, to_
 from cachefs.policy.prefetch.replay import Replay, confidence_of
 from cachefs.policy.prefetch.seam import Keys, Wish
 from cachefs.prefetch.image import OpenImage
-from cachefs.tiers.jobs import ProfileFound, ProfileJob
-from cachefs.tiers.pool import FetcherPool
+from cachefs.prefetch.sharing import ProfileSharing
 
 logger = logging.getLogger(__name__)
 
 _LOOK_S = 5.0
-_PRIORITY = 1
 _MOST_WAITING = 256
-_STORE_WAIT_S = 10.0
-"""A start is over before a slower answer would help."""
 
 Plan = Callable[[OpenImage, str, Sequence[Wish]], None]
 
@@ -46,19 +42,16 @@ class Profiles:
     def __init__(
         self,
         rows: ProfileRows,
-        pool: FetcherPool,
+        sharing: ProfileSharing | None,
         arms: Sequence[Learner],
         plan: Plan,
         name_of: Callable[[int], str | None],
-        *,
-        is_shared: bool = True,
     ) -> None:
         self._rows = rows
-        self._pool = pool
+        self._sharing = sharing
         self._arms = arms
         self._plan = plan
         self._name_of = name_of
-        self._is_shared = is_shared
         self._open: dict[OpenImage, str] = {}
         self._to_teach: list[OpenImage] = []
         self._to_keep: list[tuple[Profile, Profile | None]] = []
@@ -103,6 +96,8 @@ class Profiles:
                 await self._share(run)
             for image, name in list(self._open.items()):
                 await self._look(image, name)
+            if self._sharing is not None:
+                await self._sharing.give_due()
 
     async def save(self) -> None:
         """Keep all that is known: the daemon stops. Nothing is shared, the fetchers may be gone."""
@@ -118,8 +113,8 @@ class Profiles:
         if name is None:
             return
         profile = await trio.to_thread.run_sync(self._read, name)
-        if profile is None and self._is_shared:
-            profile = await self._from_store(name)
+        if profile is None and self._sharing is not None:
+            profile = await self._sharing.find(name)
         if profile is None:
             profile = await self._from_neighbour(image)
         if profile is None or image not in self._open:
@@ -133,17 +128,6 @@ class Profiles:
             if rows is not None:
                 arm.taught(image, rows)
                 self._plan(image, arm.name, arm.opened(image, now_s))
-
-    async def _from_store(self, name: str) -> Profile | None:
-        job = ProfileJob(self._pool.next_number(), name)
-        try:
-            with trio.fail_after(_STORE_WAIT_S):
-                answer = await self._pool.ask(job, _PRIORITY)
-            if isinstance(answer, ProfileFound) and answer.data is not None:
-                return await trio.to_thread.run_sync(from_bytes, answer.data)
-        except (CachefsError, trio.TooSlowError) as error:
-            logger.info("no profile of %s from the store: %s", name, error)
-        return None
 
     async def _from_neighbour(self, image: OpenImage) -> Profile | None:
         if self._sketches is None:
@@ -197,7 +181,7 @@ class Profiles:
     def _run_of(self, image: OpenImage, profile: Profile, *, is_whole: bool) -> Profile | None:
         """Return the run of this time, as the store wants it; None if there is nothing to tell."""
         replay = next((arm for arm in self._arms if isinstance(arm, Replay)), None)
-        if replay is None or not self._is_shared or "replay" not in profile.sections:
+        if replay is None or self._sharing is None or "replay" not in profile.sections:
             return None
         record = replay.record(image)
         sections = profile.sections | {"replay": record}
@@ -229,15 +213,8 @@ class Profiles:
         self._sketches = None
 
     async def _share(self, run: Profile | None) -> None:
-        if run is None:
-            return
-        data = await trio.to_thread.run_sync(to_bytes, run)
-        name = run.image
-        try:
-            with trio.fail_after(_STORE_WAIT_S):
-                await self._pool.ask(ProfileJob(self._pool.next_number(), name, data), _PRIORITY)
-        except (CachefsError, trio.TooSlowError) as error:
-            logger.info("the profile of %s is not shared: %s", name, error)
+        if self._sharing is not None:
+            await self._sharing.give(run)
 
     # ---- for operators ----
 
@@ -293,7 +270,7 @@ class Profiles:
         try:
             return await self._wanted(name)
         except NotFoundError:
-            profile = await self._from_store(name) if self._is_shared else None
+            profile = await self._sharing.find(name) if self._sharing is not None else None
             if profile is None:
                 raise
             return profile

@@ -1,8 +1,8 @@
 """Times in four bytes: the lowest 32 bits of a count of uses that has no end.
 
-Ages are right up to 2**31 uses. What would be older is moved up in turns, a small part of a table at
-a time, to 2**30 uses ago, which is as good as for ever: no feature of a model tells them apart, and
-no call looks at all slots.
+Ages are right up to 2**31 uses. What would be older is moved up in turns, a small part of a table
+at a time, to 2**30 uses ago, which is as good as for ever: no feature of a model tells them apart,
+and no call looks at all slots.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """When places were last used, and how often regions of 16 chunks are: in tables by hash.
 
-A model learns from the neighbours of a chunk, whether or not they are in L1. An entry of a place has
-8 bits of its hash: a neighbour that was overwritten is not known, and seldom taken for another.
+A model learns from the neighbours of a chunk, whether or not they are in L1. An entry of a place
+has 8 bits of its hash: a neighbour that was overwritten is not known, and seldom taken for another.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A table by hash that grows by any number of entries, and forgets by overwriting.
 
-It is a linear hash (Litwin, VLDB'80) with one entry a bucket: when it grows, a new entry is a copy of
-the one that its bucket is split from, and so what is known is found at either place. Nothing is
+It is a linear hash (Litwin, VLDB'80) with one entry a bucket: when it grows, a new entry is a copy
+of the one that its bucket is split from, and so what is known is found at either place. Nothing is
 hashed anew, so an entry need not have its key.
 """
 
