@@ -8,7 +8,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.mount.mounts import PAGE_BYTES, Mount, exists
+from cachefs.cli.mount import ask_daemon
+from tests.mount.mounts import DEADLINE_S, PAGE_BYTES, Mount, exists
 from tests.mount.samples import KIB, noise
 
 CHUNK = 64 * KIB
@@ -24,6 +25,13 @@ def shown(mount: Mount) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)["classes"][str(CHUNK)]
     return found
+
+
+def ruler(mount: Mount) -> str:
+    """Return who rules, without the start of a process."""
+    asked = {"command": "model", "action": "show"}
+    told = ask_daemon(mount.run_folder, asked, DEADLINE_S)["classes"][str(CHUNK)]
+    return str(told["ruler"])
 
 
 def read_until(
