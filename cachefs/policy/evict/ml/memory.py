@@ -29,6 +29,7 @@ from cachefs.policy.evict.ml.rows import (
     runs,
     spans,
 )
+from cachefs.policy.evict.ml.table import resize
 from cachefs.policy.evict.seam import UNKNOWN, Arrival, Slots
 
 Features = npt.NDArray[np.float32]
@@ -75,7 +76,7 @@ class Memory:
     def grow(self, slots: int, all_slots: int) -> None:
         """Slots 0 to `slots` - 1 exist here, of `all_slots` that share past and places."""
         if slots > len(self.slots):
-            self.slots.resize(slots)  # in place, see table.py
+            resize(self.slots, slots)
         self._short, self._long = max(64.0, all_slots / 2), max(512.0, all_slots * 8.0)
         self.past.grow(all_slots)
         self.places.grow(all_slots)

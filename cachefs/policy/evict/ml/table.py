@@ -7,8 +7,18 @@ hashed anew, so an entry need not have its key.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
+
+
+def resize(rows: npt.NDArray[Any], count: int) -> None:
+    """Make an array longer in place, by zeros: the kernel moves what is large, nobody copies it.
+
+    Nobody may keep a view of it. numpy is not to look for some: a debugger would be taken for one.
+    """
+    rows.resize(count, refcheck=False)
 
 
 class Table:
@@ -22,7 +32,7 @@ class Table:
         known = len(self.rows)
         if entries <= known:
             return
-        self.rows.resize(entries)  # in place: the kernel moves what is large, nobody copies it
+        resize(self.rows, entries)
         while known < entries:
             half = 1 << known.bit_length() - 1
             count = min(entries, 2 * half) - known
