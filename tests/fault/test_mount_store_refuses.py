@@ -3,7 +3,7 @@
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -116,7 +116,7 @@ def is_stored(store: Store, key: str) -> bool:
 def refusal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Refusal]:
     if request.param.startswith("S3"):
         server, url = request.getfixturevalue("s3"), request.getfixturevalue("s3_url")
-        made = no_right_to_put(server, url)
+        made: AbstractContextManager[Refusal] = no_right_to_put(server, url)
     else:
         made = read_only_folder(tmp_path)
     with made as found:
