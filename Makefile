@@ -51,8 +51,10 @@ stress: export CACHEFS_STRESS_S = 60
 stress: export CACHEFS_KILLS = 100
 stress: export CACHEFS_LONGEST_READ_S = 2
 stress: export CACHEFS_OUTAGE_S = 600
-stress: setup ## a minute of eviction under comparison, a hundred kills, S3 gone twice for ten minutes
+stress: export CACHEFS_LEARNING_KILLS = 60
+stress: setup ## a minute of eviction under comparison, kills under load and while something is saved, S3 gone for ten minutes
 	$(BIN)/python -m pytest tests/mount/test_lane_hits.py tests/fault/test_mount_kills.py \
+	    tests/fault/test_mount_kills_learning.py tests/fault/test_mount_kills_profiles.py \
 	    tests/fault/test_mount_s3_long_outage.py $(PYTEST_ARGS)
 
 .PHONY: chaos

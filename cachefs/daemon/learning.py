@@ -161,6 +161,7 @@ class Learning:
     async def _load(self, number: int, policy: Learned) -> None:
         self._loaded.add(id(policy))
         path = self._path(number)
+        await trio.to_thread.run_sync(_remove, _temporary(path))  # of a daemon that was killed
         try:
             what = await trio.to_thread.run_sync(read_model, path)
         except NotFoundError:
@@ -195,7 +196,7 @@ def write_model(path: Path, what: Saved) -> None:
     Raises:
         CacheError: the disk does not let us.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = _temporary(path)
     try:
         with temporary.open("wb") as file:
             file.write(saved(what))
@@ -220,6 +221,10 @@ def read_model(path: Path) -> Saved:
         raise NotFoundError(f"there is no model {path}") from error
     except (OSError, ValueError, LookupError, TypeError, ImportError) as error:
         raise FormatError(f"cannot use the model {path}: {error}") from error
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.tmp")
 
 
 def _write_quietly(path: Path, what: Saved, mark: Path) -> None:

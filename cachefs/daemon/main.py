@@ -127,7 +127,7 @@ class Daemon:
     def _shown(self, chunk_sizes: set[int]) -> None:
         self.cache.l1.expect(chunk_sizes)
         if self.profiles is not None:
-            self.profiles.early.shown()
+            self.profiles.shown()
 
     def images(self, nursery: trio.Nursery) -> OpenImages:
         """Return the open images over all parts; their background work runs in `nursery`."""

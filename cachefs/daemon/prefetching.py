@@ -19,10 +19,12 @@ from cachefs.policy.prefetch.arms import learning_arms
 from cachefs.policy.prefetch.ledger import End
 from cachefs.policy.prefetch.lstm import Weights
 from cachefs.policy.prefetch.pace import Pace
+from cachefs.prefetch.early import EarlyProfiles
 from cachefs.prefetch.gather import Limits
 from cachefs.prefetch.jobs import AheadJobs
 from cachefs.prefetch.prefetcher import Prefetcher
 from cachefs.prefetch.profiles import Profiles
+from cachefs.prefetch.sharing import ProfileSharing
 from cachefs.tiers.accesses import Accesses
 from cachefs.tiers.l1 import L1
 from cachefs.tiers.pool import FetcherPool
@@ -90,13 +92,13 @@ def make_profiles(
         files = vfs.tree.files().values()
         return [name for name, _ in sorted(files, key=lambda file: file[1].created, reverse=True)]
 
+    rows = ProfileRows(database)
+    is_shared = config.prefetch.share_profiles
     profiles = Profiles(
-        ProfileRows(database),
-        pool,
+        rows,
+        ProfileSharing(pool, EarlyProfiles(rows, pool, names)) if is_shared else None,
         prefetcher,
         name_of,
-        names,
-        is_shared=config.prefetch.share_profiles,
     )
     prefetcher.on_opened = profiles.opened
     prefetcher.on_forgotten = profiles.closed

@@ -1,7 +1,7 @@
 """Models that hosts share through the store: taken where there is none, given where one is proved.
 
 Nothing waits for any of it, and what fails is as if nobody shared anything. What is wrong is said
-once, not each time.
+once, not each time; a store that takes no model is offered it again after a pause that grows.
 
 Concurrency: event loop; the store is asked by fetchers, models are read in threads.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import trio
 
-from cachefs.errors import CachefsError, StoreUnavailableError
+from cachefs.errors import CachefsError, ConflictError
 from cachefs.index.segments import slot_bytes_of
 from cachefs.policy.evict.ml.learned import Learned
 from cachefs.policy.evict.ml.saved import STORE, Saved, restored, saved
@@ -29,7 +29,8 @@ _PRIORITY = 2
 _STORE_WAIT_S = 30.0
 _MOST_TRIES = 6
 _FIRST_PAUSE_S = 5.0
-"""Doubles: the last try is after two and a half minutes. By then most hosts learn by themselves."""
+"""Doubles: the last try to take one is after two and a half minutes. By then most hosts learn by
+themselves."""
 _GIVE_INTERVAL_S = 600.0
 """A host that starts is helped as well by a model that is ten minutes old, and the store has six
 writes an hour of each host and chunk size at most."""
@@ -53,6 +54,8 @@ class Sharing:
         self._given: dict[int, int] = {}
         """The trainings of the model that the store has seen of each class."""
         self._give_s: dict[int, float] = {}
+        self._pause_s: dict[int, float] = {}
+        """Of those whose last model the store did not take: how long they wait until they try."""
         self._said: set[str] = set()
 
     def want(self, number: int, policy: Learned) -> None:
@@ -127,12 +130,27 @@ class Sharing:
         assert what is not None
         try:
             await self._ask(number, saved(what))
-        except (StoreUnavailableError, trio.TooSlowError) as error:
-            self._say("models are not shared while the store does not take them", str(error))
-        except CachefsError as error:
-            self._say("models are not shared", str(error))
+        except ConflictError as error:  # the others were faster: it does take something
+            logger.info("a model is not shared: %s", error)
+        except (CachefsError, trio.TooSlowError) as error:
+            self._refused(number, error)
         else:
             self._given[number] = what.trainings
+            if self._pause_s.pop(number, None) is not None:
+                logger.warning(
+                    "the store takes models for chunks of %d again", slot_bytes_of(number)
+                )
+
+    def _refused(self, number: int, error: Exception) -> None:
+        if not self._pause_s:
+            logger.warning(
+                "models are not shared while the store takes none: %s. Reads go on; let this host "
+                "write to models/ there, or set eviction.share_models = false",
+                str(error) or f"no answer within {_STORE_WAIT_S:.0f} s",
+            )
+        pause_s = max(_FIRST_PAUSE_S, 2 * self._pause_s.get(number, 0.0))
+        self._pause_s[number] = min(pause_s, _GIVE_INTERVAL_S)
+        self._give_s[number] = trio.current_time() + self._pause_s[number]
 
     async def _ask(self, number: int, model: bytes = b"") -> bytes | None:
         """Ask the store, and tell of what is wrong there."""
@@ -144,11 +162,11 @@ class Sharing:
             self._say(answer.problem)
         return answer.data
 
-    def _say(self, what: str, why: str = "") -> None:
+    def _say(self, what: str) -> None:
         """Warn of something once."""
         if what not in self._said and len(self._said) < _MOST_SAID:
             self._said.add(what)
-            logger.warning("%s%s", what, f": {why}" if why else "")
+            logger.warning("%s", what)
 
 
 def _of_store(data: bytes) -> Saved:

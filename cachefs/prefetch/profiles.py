@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,14 @@ from cachefs.policy.prefetch.profile import MOST_BYTES, Profile, from_bytes, to_
 from cachefs.policy.prefetch.replay import Replay
 from cachefs.policy.prefetch.seam import Keys
 from cachefs.policy.prefetch.starts import confidence_of, starts_in
-from cachefs.prefetch.early import EarlyProfiles
 from cachefs.prefetch.image import OpenImage
 from cachefs.prefetch.prefetcher import Prefetcher
-from cachefs.tiers.jobs import ProfileFound, ProfileJob
-from cachefs.tiers.pool import FetcherPool
+from cachefs.prefetch.sharing import ProfileSharing
 
 logger = logging.getLogger(__name__)
 
 _LOOK_S = 5.0
-_PRIORITY = 1
 _MOST_WAITING = 256
-_STORE_WAIT_S = 10.0
-"""A start is over before a slower answer would help."""
 
 
 class Profiles:
@@ -48,20 +43,16 @@ class Profiles:
     def __init__(
         self,
         rows: ProfileRows,
-        pool: FetcherPool,
+        sharing: ProfileSharing | None,
         prefetcher: Prefetcher,
         name_of: Callable[[int], str | None],
-        names: Callable[[], Sequence[str]],
-        *,
-        is_shared: bool = True,
     ) -> None:
         self._rows = rows
-        self._pool = pool
+        self._sharing = sharing
+        self._early = sharing.early if sharing is not None else None
         self._prefetcher = prefetcher
         self._arms = learners(prefetcher.arms)
         self._name_of = name_of
-        self._is_shared = is_shared
-        self.early = EarlyProfiles(rows, pool, names)
         self._open: dict[OpenImage, str] = {}
         self._to_teach: list[OpenImage] = []
         self._to_keep: list[tuple[Profile, Profile | None]] = []
@@ -72,6 +63,11 @@ class Profiles:
         self._sketches: dict[str, Keys] | None = None
         self._has_opened = trio.Event()
         self._wake = trio.Event()
+
+    def shown(self) -> None:
+        """Other images are shown."""
+        if self._early is not None:
+            self._early.shown()
 
     def opened(self, image: OpenImage) -> None:
         """An image was opened that nobody had open."""
@@ -98,8 +94,8 @@ class Profiles:
         """Teach, keep and share until cancelled; a guest that starts waits for no other one."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_all)
-            if self._is_shared:
-                nursery.start_soon(self.early.run)
+            if self._early is not None:
+                nursery.start_soon(self._early.run)
             while True:
                 await self._has_opened.wait()
                 self._has_opened = trio.Event()
@@ -117,6 +113,8 @@ class Profiles:
                 await self._share(run)
             for image, name in list(self._open.items()):
                 await self._look(image, name)
+            if self._sharing is not None:
+                await self._sharing.give_due()
 
     async def save(self) -> None:
         """Keep all that is known: the daemon stops. Nothing is shared, the fetchers may be gone."""
@@ -142,26 +140,12 @@ class Profiles:
 
     async def _find(self, image: OpenImage, name: str) -> Profile | None:
         profile = await trio.to_thread.run_sync(self._read, name)
-        if profile is None and self._is_shared:
-            profile = await self._from_store(name)
+        if profile is None and self._sharing is not None:
+            profile = await self._sharing.find(name)
         if profile is None:
             profile = await self._from_neighbour(image)
         fits = profile is not None and profile.chunk_bytes == image.chunk_bytes
         return profile if fits else None
-
-    async def _from_store(self, name: str) -> Profile | None:
-        data = self.early.take(name)
-        try:
-            if data is None:
-                job = ProfileJob(self._pool.next_number(), name)
-                with trio.fail_after(_STORE_WAIT_S):
-                    answer = await self._pool.ask(job, _PRIORITY)
-                data = answer.data if isinstance(answer, ProfileFound) else None
-            if data is not None:
-                return await trio.to_thread.run_sync(from_bytes, data)
-        except (CachefsError, trio.TooSlowError) as error:
-            logger.info("no profile of %s from the store: %s", name, error)
-        return None
 
     async def _from_neighbour(self, image: OpenImage) -> Profile | None:
         if self._sketches is None:
@@ -215,7 +199,7 @@ class Profiles:
     def _run_of(self, image: OpenImage, profile: Profile, *, is_whole: bool) -> Profile | None:
         """Return the run of this time, as the store wants it; None if there is nothing to tell."""
         replay = next((arm for arm in self._arms if isinstance(arm, Replay)), None)
-        if replay is None or not self._is_shared or "replay" not in profile.sections:
+        if replay is None or self._sharing is None or "replay" not in profile.sections:
             return None
         record = replay.record(image)
         sections = profile.sections | {"replay": record}
@@ -247,15 +231,8 @@ class Profiles:
         self._sketches = None
 
     async def _share(self, run: Profile | None) -> None:
-        if run is None:
-            return
-        data = await trio.to_thread.run_sync(to_bytes, run)
-        name = run.image
-        try:
-            with trio.fail_after(_STORE_WAIT_S):
-                await self._pool.ask(ProfileJob(self._pool.next_number(), name, data), _PRIORITY)
-        except (CachefsError, trio.TooSlowError) as error:
-            logger.info("the profile of %s is not shared: %s", name, error)
+        if self._sharing is not None:
+            await self._sharing.give(run)
 
     # ---- for operators ----
 
@@ -311,7 +288,7 @@ class Profiles:
         try:
             return await self._wanted(name)
         except NotFoundError:
-            profile = await self._from_store(name) if self._is_shared else None
+            profile = await self._sharing.find(name) if self._sharing is not None else None
             if profile is None:
                 raise
             return profile

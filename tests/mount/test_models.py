@@ -1,9 +1,7 @@
 """What eviction has learned goes from host to host through the store, and is not believed."""
 
-import json
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import pytest
 
@@ -13,16 +11,14 @@ from cachefs.ingest.verify import verify_store
 from cachefs.policy.evict.ml.saved import restored
 from cachefs.store.layout import model_key
 from cachefs.store.store import Store, create_store
+from tests.mount.learning import CHUNK, DATA, OPTIONS, shown
 from tests.mount.mounts import Mount, Mounts, read_direct, wait_for
 from tests.stores import import_bytes, new_store
 from tests.unit.daemon.test_learning import some_model
 
 pytestmark = pytest.mark.mount
 
-CHUNK = 64 * 1024
-DATA = Random(7).randbytes(96 * CHUNK)
 KEY = model_key(CHUNK)
-OPTIONS = "quota=2MiB,eviction=ml"
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -31,13 +27,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     store = new_store(tmp_path) if is_local else create_store(request.getfixturevalue("s3_url"))
     import_bytes(store, DATA, chunk_bytes=CHUNK)
     return store
-
-
-def shown(mount: Mount) -> dict[str, Any]:
-    done = mount.command("model", "show", "--json", mount.mountpoint)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)["classes"][str(CHUNK)]
-    return found
 
 
 def read_at_random(mount: Mount, seed: int) -> None:

@@ -8,7 +8,7 @@ from cachefs.policy.evict.ml.learned import Learned
 from cachefs.policy.evict.ml.memory import Features
 from cachefs.policy.evict.ml.model_shadow import ModelShadow
 from cachefs.policy.evict.ml.round import Round
-from cachefs.policy.evict.ml.rows import ROW, Rows
+from cachefs.policy.evict.ml.rows import ROW, Rows, rows_of
 from cachefs.policy.evict.ml.shadows import SHADOWS
 from cachefs.policy.evict.names import make_policy
 from cachefs.policy.evict.order import Ticks
@@ -47,17 +47,12 @@ def ruled_by(model: ByRecency) -> Learned:
     return policy
 
 
-def rows_of(keys: list[int]) -> Rows:
-    rows = np.zeros(len(keys), ROW)
-    rows["key"] = keys
-    rows["place"] = np.array(keys) * SPAN
-    rows["span"] = SPAN
-    rows["cost"] = 1
-    return rows
+def chunks(keys: list[int]) -> Rows:
+    return rows_of([Arrival(key, key * SPAN, SPAN) for key in keys])
 
 
 def take(guard: Guard, keys: list[int], *, hits: bool) -> None:
-    guard.take(rows_of(keys), np.arange(len(keys)), np.full(len(keys), hits))
+    guard.take(chunks(keys), np.arange(len(keys)), np.full(len(keys), hits))
 
 
 def none_held() -> Rows:
@@ -89,21 +84,21 @@ def test_the_models_shadow_misses_what_the_model_would() -> None:
     found: list[bool] = []
     for begin in range(0, len(accesses), 50):
         keys = (accesses.chunks[begin : begin + 50] + 1).tolist()
-        found += shadow.use_many(rows_of(keys), np.arange(begin, begin + len(keys)))
+        found += shadow.use_many(chunks(keys), np.arange(begin, begin + len(keys)))
     lru = replay(accesses, 100, make_policy("lru", Ticks())).misses
     assert found.count(False) == pytest.approx(lru, rel=0.03)  # it ranks candidates, not all
 
 
 def test_the_models_shadow_begins_with_what_is_held_and_can_shrink_and_grow() -> None:
     shadow = ModelShadow(8, 8, Learned(Ticks()).memory, 0)
-    shadow.begin(rows_of(list(range(1, 13))))
-    assert shadow.use_many(rows_of(list(range(5, 13))), np.arange(8)) == [True] * 8
+    shadow.begin(chunks(list(range(1, 13))))
+    assert shadow.use_many(chunks(list(range(5, 13))), np.arange(8)) == [True] * 8
     shadow.resize(3, 3)
-    shadow.use_many(rows_of([50]), np.array([9]))
-    assert shadow.use_many(rows_of([50, 12, 11, 5]), np.arange(10, 14)) == [True, True, True, False]
+    shadow.use_many(chunks([50]), np.array([9]))
+    assert shadow.use_many(chunks([50, 12, 11, 5]), np.arange(10, 14)) == [True, True, True, False]
     shadow.resize(20, 20)
-    shadow.use_many(rows_of(list(range(100, 117))), np.arange(20, 37))
-    assert shadow.use_many(rows_of(list(range(100, 117))), np.arange(40, 57)) == [True] * 17
+    shadow.use_many(chunks(list(range(100, 117))), np.arange(20, 37))
+    assert shadow.use_many(chunks(list(range(100, 117))), np.arange(40, 57)) == [True] * 17
 
 
 def test_lru_rules_until_the_model_is_ahead() -> None:
@@ -137,7 +132,7 @@ def test_what_was_prefetched_proves_nothing() -> None:
     guard = Guard(64, Learned(Ticks()).memory, 0)
     guard.follow(ByRecency())
     guard.begin(MODEL, none_held)
-    rows = rows_of(list(range(1, 10_001)))
+    rows = chunks(list(range(1, 10_001)))
     rows["is_unused"] = True
     guard.take(rows, np.arange(len(rows)), np.ones(len(rows), np.bool_))
     assert set(guard.regret().values()) == {0.0}
@@ -219,8 +214,8 @@ def test_a_ruler_whose_l1_is_not_what_its_shadow_is_goes() -> None:
 
 def test_the_models_shadow_holds_a_key_once() -> None:
     shadow = ModelShadow(4, 4, Learned(Ticks()).memory, 0)
-    shadow.begin(rows_of([7, 7, 8, 7]))
-    found = shadow.use_many(rows_of([7, 8, 1, 2, 3, 4, 5]), np.arange(7))
+    shadow.begin(chunks([7, 7, 8, 7]))
+    found = shadow.use_many(chunks([7, 8, 1, 2, 3, 4, 5]), np.arange(7))
     assert found == [True, True, False, False, False, False, False]
 
 
@@ -234,7 +229,7 @@ def test_the_ruler_changes_while_uses_are_not_digested_yet() -> None:
     shadow = policy.guard._of_model
     assert shadow is not None
     assert len(shadow._slot_of) == 16
-    assert shadow.use_many(rows_of(list(range(100, 200))), np.arange(100)) == [False] * 100
+    assert shadow.use_many(chunks(list(range(100, 200))), np.arange(100)) == [False] * 100
 
 
 def test_a_cache_that_has_to_grow_is_compared_as_it_will_be() -> None:

@@ -16,9 +16,10 @@ from cachefs.policy.evict.ml.memory import FEATURES, Features, Memory
 from cachefs.policy.evict.ml.models import Logistic, Model, Trees, load, soft_labels
 from cachefs.policy.evict.ml.past import Past
 from cachefs.policy.evict.ml.places import Places
-from cachefs.policy.evict.ml.rows import ROW
+from cachefs.policy.evict.ml.rows import NO_GAP, arrival_of, costs, gaps, places, rows_of
 from cachefs.policy.evict.ml.samples import Samples
 from cachefs.policy.evict.ml.saved import Saved, restored, saved
+from cachefs.policy.evict.ml.table import Table
 from cachefs.policy.evict.names import make_policy
 from cachefs.policy.evict.order import Ticks
 from cachefs.policy.evict.seam import Arrival
@@ -111,7 +112,7 @@ def test_a_chunk_that_came_back_is_remembered() -> None:
         digest(memory, slots)
     before = memory.slots[0].copy()
     assert before["uses"] == 4
-    assert before["gaps"].tolist()[:2] == pytest.approx([np.log2(41), np.log2(42)], rel=0.01)
+    assert gaps(memory.slots[:1])[0, :2].tolist() == pytest.approx(np.log2([41, 42]), abs=0.07)
     memory.leave(np.array([0]))
     memory.arrive(np.array([5]), [Arrival(7, SPAN, SPAN)])
     for name in ("last", "uses", "short", "long"):
@@ -138,7 +139,82 @@ def test_features_are_numbers_whatever_happens() -> None:
 
 
 def test_the_memory_of_a_slot_is_what_is_stated() -> None:
-    assert ROW.itemsize <= 64
+    policy, slots = Learned(Ticks()), 0
+    while slots < 200_000:  # as L1 grows, by extents
+        slots += 1024
+        policy.grow(slots)
+    past, places = policy.memory.past, policy.memory.places
+    tables = [past._table.rows, places._places.rows, places._regions.rows]
+    arrays = [policy.memory.slots, policy.samples._of_slot, policy._used.view(), *tables]
+    assert sum(array.nbytes for array in arrays) / slots < 64
+
+
+def test_a_row_has_what_was_said_of_its_chunk() -> None:
+    said = [
+        Arrival(2**64 - 1, 2**40 - 1, 2**22 + 20, cost=1.0, frame_share=1.0),
+        Arrival(7, 0, 1, cost=0.25, frame_share=0.5),
+        Arrival(0, 1 << 26, 2**40),
+    ]
+    rows = rows_of(said)
+    assert [arrival_of(row) for row in rows] == [*said[:2], said[2]._replace(span=2**24 - 1)]
+    assert (gaps(rows) == NO_GAP).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**33))
+def test_a_clock_that_comes_round_changes_nothing(seed: int, later: int) -> None:
+    """Times have 32 bits; the count of uses has no end."""
+
+    def seen(start: int) -> Features:
+        memory, rng = new_memory(40), np.random.default_rng(seed)
+        memory.now = memory.past._sweep._due = start
+        found = []
+        for _ in range(30):
+            slots = np.unique(rng.integers(0, 40, 6))
+            memory.leave(slots)
+            keys = rng.integers(1, 90, len(slots)).tolist()
+            memory.arrive(slots, [Arrival(key, key * SPAN, SPAN) for key in keys])
+            used = np.concatenate((slots, rng.integers(0, 40, 50)))
+            times = np.arange(memory.now, memory.now + len(used))
+            memory.places.used(places(memory.slots[used]), times)
+            memory.digest(used, times)
+            found.append(memory.features(np.arange(40)))
+        return np.concatenate(found[10:])
+
+    np.testing.assert_allclose(seen(2**31 + later), seen(2**31), atol=0.01)
+
+
+def test_what_is_very_old_stays_old_however_long_the_clock_runs() -> None:
+    memory = new_memory(1000)
+    slots = np.arange(1000)
+    memory.arrive(slots, [Arrival(int(slot) + 1, int(slot) * SPAN, SPAN) for slot in slots])
+    digest(memory, slots.tolist())
+    memory.places.used(places(memory.slots), slots + 1)
+    memory.leave(np.array([7]))
+    born, last = FEATURES.index("age"), FEATURES.index("recency")
+    for _ in range(2**33 >> 20):
+        memory.digest(np.array([0]), np.array([memory.now + (1 << 20)]))
+    features = memory.features(slots[1:])
+    for column in (born, last, FEATURES.index("recency of the chunk before")):
+        assert features[1:, column].min() >= 30
+    memory.arrive(np.array([7]), [Arrival(8, 7 * SPAN, SPAN)])
+    assert memory.features(np.array([7]))[0, last] >= 30
+    assert memory.features(np.array([0]))[0, last] == 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=12), st.integers(0, 2**32 - 1))
+def test_a_table_that_grows_knows_what_it_knew(steps: list[int], seed: int) -> None:
+    rng, table = np.random.default_rng(seed), Table(8, np.dtype([("hash", np.int64)]))
+    for step in steps:
+        hashes = rng.integers(1, 2**44, 20)
+        table.rows["hash"][table.at(hashes)] = hashes
+        known = table.rows["hash"][table.at(hashes)]
+        table.grow(len(table.rows) + step)
+        assert (table.rows["hash"][table.at(hashes)] == known).all()
+    counts = np.bincount(table.at(np.arange(4 * len(table.rows))), minlength=len(table.rows))
+    assert counts.min() >= 1
+    assert counts.max() <= 8
 
 
 def test_samples_are_labelled_by_use_by_return_and_by_time() -> None:
@@ -383,7 +459,7 @@ def test_chunks_of_an_earlier_run_are_as_dear_as_others() -> None:
     policy = ruled_by_the_blind([Arrival(slot + 1) for slot in range(32)])
     policy.grow(64)
     policy.insert_many(np.arange(32, 64))
-    assert (policy.memory.slots["cost"] == 1).all()
+    assert (costs(policy.memory.slots) == 1).all()
 
 
 def test_what_was_prefetched_is_as_old_as_its_arrival() -> None:

@@ -20,7 +20,7 @@ from cachefs.policy.evict.ml.past import Past
 from cachefs.policy.evict.ml.places import Places
 from cachefs.policy.evict.ml.ranker import Ranker
 from cachefs.policy.evict.ml.round import Round
-from cachefs.policy.evict.ml.rows import Rows
+from cachefs.policy.evict.ml.rows import Rows, places
 from cachefs.policy.evict.ml.samples import Samples
 from cachefs.policy.evict.ml.saved import OWN, STORE, Saved
 from cachefs.policy.evict.order import Ticks
@@ -236,7 +236,7 @@ class Learned(Ranker):
 
     def _take_leaves(self, slots: Slots) -> None:
         rows = self.memory.slots[slots]
-        ages = self.memory.now - rows["last"]
+        ages = self.memory.ages(rows)
         keep = 0.998 ** len(slots)
         mean = self._boundary * keep + (1 - keep) * float(ages.mean())
         self._boundary = max(mean, self._used.count / 2, 16.0)
@@ -250,7 +250,7 @@ class Learned(Ranker):
         rows = self.memory.slots[used]
         self.guard.take(rows, times, is_hit)
         slots, when = self.memory.digest(used, times)
-        self.memory.places.used(rows["place"], times)
+        self.memory.places.used(places(rows), times)
         self.samples.used(slots, when, self._boundary)
         self._due += len(used) * _SAMPLES_PER_USE
         if self._due >= min(_SAMPLES_AT_ONCE, 8 + self._used.count // 8):

@@ -7,9 +7,8 @@ import numpy as np
 from cachefs.policy.evict.ml.memory import Memory
 from cachefs.policy.evict.ml.models import Model
 from cachefs.policy.evict.ml.ranker import Ranker
-from cachefs.policy.evict.ml.rows import Rows, Times
+from cachefs.policy.evict.ml.rows import Rows, Times, arrival_of
 from cachefs.policy.evict.order import Ticks
-from cachefs.policy.evict.seam import Arrival
 
 
 class ModelShadow:
@@ -70,7 +69,7 @@ class ModelShadow:
             slot = self._free.pop()
             self._slot_of[key], self._key_in[slot] = slot, key
             ranker.times.append(time)
-            ranker.insert(slot, _arrival(rows[at]))
+            ranker.insert(slot, arrival_of(rows[at]))
         return found
 
 
@@ -90,16 +89,6 @@ class _Sampled(Ranker):
         times = np.array(self.times, np.int64)
         self.times.clear()
         return times
-
-
-def _arrival(row: np.void) -> Arrival:
-    return Arrival(
-        int(row["key"]),
-        int(row["place"]),
-        int(row["span"]),
-        cost=float(row["cost"]),
-        frame_share=float(row["frame"]),
-    )
 
 
 def _keep_none(_: int) -> bool:

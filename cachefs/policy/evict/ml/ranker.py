@@ -12,7 +12,7 @@ from cachefs.policy.evict.lru import Lru
 from cachefs.policy.evict.ml.memory import Features, Memory
 from cachefs.policy.evict.ml.models import Model, Scores
 from cachefs.policy.evict.ml.round import Round
-from cachefs.policy.evict.ml.rows import Times
+from cachefs.policy.evict.ml.rows import Times, costs
 from cachefs.policy.evict.order import Ticks
 from cachefs.policy.evict.seam import UNKNOWN, Arrival, Keep, Slots
 
@@ -81,7 +81,7 @@ class Ranker(Lru):
 
     def renew_many(self, slots: Slots) -> None:
         """See EvictionPolicy."""
-        self.memory.slots["last"][self._renewed(slots)] = self.memory.now
+        self.memory.renew(self._renewed(slots))
 
     def evict(self, count: int, keep: Keep) -> list[int]:
         """See EvictionPolicy."""
@@ -193,7 +193,7 @@ class Ranker(Lru):
             features = self.memory.features(fresh)
             scores = self._score(features)
             self._take_scores(fresh, features, scores)
-            loss = (1 - scores) * self.memory.slots["cost"][fresh].astype(np.float64)
+            loss = (1 - scores) * costs(self.memory.slots[fresh]).astype(np.float64)
         slots = np.concatenate((fresh, self._pool[living]))
         losses = np.concatenate((loss, self._pool_losses[living]))
         order = np.argsort(losses, kind="stable")

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cachefs.policy.evict.ml.memory import FEATURES, Features
+from cachefs.policy.evict.ml.table import resize
 from cachefs.policy.evict.seam import Slots
 
 MOST_LABELLED = 32_768
@@ -44,10 +45,10 @@ class Samples:
 
     def grow(self, slots: int) -> None:
         """Slots 0 to `slots` - 1 exist."""
-        if slots > len(self._of_slot):
-            wider = np.full(slots, _NONE, np.int32)
-            wider[: len(self._of_slot)] = self._of_slot
-            self._of_slot = wider
+        known = len(self._of_slot)
+        if slots > known:
+            resize(self._of_slot, slots)
+            self._of_slot[known:] = _NONE
 
     def is_free(self, slots: Slots) -> npt.NDArray[np.bool_]:
         """Return which of these slots have no sample that waits."""
