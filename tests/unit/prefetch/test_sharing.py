@@ -15,7 +15,7 @@ from tests.caches import HandPool
 
 def run(image: str, place: int = 0) -> Profile:
     rows = np.zeros(1, SECTIONS["replay"])
-    rows["key"], rows["place"], rows["seen"], rows["runs"] = 7, place, 1, 1
+    rows["key"], rows["place"], rows["which"] = 7, place, 1
     return Profile(image, 4096, {"replay": rows})
 
 
