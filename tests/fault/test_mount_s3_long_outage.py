@@ -115,12 +115,12 @@ def resident_bytes(pid: int) -> int:
 
 
 def check_hits(load: Load, gone_s: float, back_s: float) -> None:
-    """At full speed: the middle one is as it was, and none waited for the store."""
+    """At full speed: the middle one is as it was, and they don't wait for the store."""
     calm = [took_s for at_s, took_s in load.hits_s if at_s < gone_s]
     meanwhile = [took_s for at_s, took_s in load.hits_s if gone_s <= at_s < back_s]
     assert median(meanwhile) < 2 * median(calm) + 0.001
     assert len(meanwhile) > 0.3 * (back_s - gone_s) * len(calm) / CALM_S
-    assert max(meanwhile) < 1
+    assert sorted(meanwhile)[len(meanwhile) * 99 // 100] < 0.25  # not all: processors are shared
 
 
 def check_failures(load: Load, back_s: float) -> None:
