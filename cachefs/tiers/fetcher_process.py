@@ -87,7 +87,10 @@ class _Line:
 
     def send(self, message: Message) -> None:
         with self._lock:
-            self._connection.sendall(encode(message))
+            try:
+                self._connection.sendall(encode(message))
+            except (BrokenPipeError, ConnectionResetError):
+                os._exit(0)  # the daemon was killed: nobody waits for an answer
 
 
 def _open_l2(settings: str, line: _Line) -> L2 | None:

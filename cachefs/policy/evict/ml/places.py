@@ -24,7 +24,7 @@ Where = npt.NDArray[np.int64]
 
 
 class Places:
-    """An entry of 5 bytes for each slot, and one of 6 for each two."""
+    """An entry of 5 bytes for each slot, and one of 6 for each four."""
 
     def __init__(self) -> None:
         self._places = Table(_LEAST, _PLACE)
@@ -38,7 +38,7 @@ class Places:
         """There are so many slots."""
         self._long = max(512.0, slots * 8.0)
         self._places.grow(slots)
-        self._regions.grow(slots // 2)
+        self._regions.grow(slots // 4)
 
     def used(self, place: Where, times: Times) -> None:
         """These were used, in this order."""
