@@ -67,7 +67,10 @@ def is_ahead(job: Job) -> bool:
 
 
 def _receive_exactly(connection: socket.socket, size_bytes: int) -> bytes | None:
-    data = connection.recv(size_bytes, socket.MSG_WAITALL)
+    try:
+        data = connection.recv(size_bytes, socket.MSG_WAITALL)
+    except ConnectionResetError:  # the daemon was killed, with an answer that it had not read
+        return None
     return data if len(data) == size_bytes else None
 
 
