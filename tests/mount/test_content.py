@@ -244,7 +244,7 @@ def _waited_xattr(path: Path, name: str, expected: int) -> int:
 
 
 def test_resident_bytes_of_an_untouched_image_is_0(mounts: Mounts, images: Images) -> None:
-    mount = mounts(images.store.url).start()
+    mount = mounts(images.store.url).start("noprefetch")  # others have left a profile
     path = mount / "pattern"
     assert os.getxattr(path, "user.cachefs.resident_bytes") == b"0"
     read_direct(path, 0, 65536)

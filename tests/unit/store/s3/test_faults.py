@@ -21,6 +21,8 @@ from tests.s3.servers import S3Server
 
 DATA = bytes(range(256)) * 4096
 TIMEOUT_S = 0.4
+PATIENT = {"read_timeout_s": 10.0, "request_timeout_s": 30.0}
+"""Where no timeout is wanted, on a machine that is busy."""
 
 OUTAGES = {
     "503": Fault("status", status=503, code="SlowDown"),
@@ -64,10 +66,10 @@ def open_objects(s3: S3Server, proxy: HttpProxy) -> Iterator[Callable[..., S3Obj
 
 @pytest.fixture
 def objects(open_objects: Callable[..., S3Objects]) -> S3Objects:
-    made = open_objects()
+    made = open_objects(**PATIENT)
     made.put_if("cachefs.json", b"{}", None)
     made.put("packs/a", DATA)
-    return made
+    return open_objects()
 
 
 def is_get(call: str) -> bool:
@@ -158,7 +160,7 @@ def test_an_answer_that_is_final_is_no_outage(
     case: tuple[Fault, type[CachefsError], str],
 ) -> None:
     fault, expected, message = case
-    patient = open_objects(retries=5)
+    patient = open_objects(retries=5, **PATIENT)
     proxy.script.play_always(fault, is_get)
     for name in ("get_range", "get"):
         with pytest.raises(expected, match=message) as caught:
@@ -247,14 +249,14 @@ def test_wrong_credentials_are_a_refusal_that_shows_no_secret(
     open_objects: Callable[..., S3Objects], objects: S3Objects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-that-is-wrong")
-    stranger = open_objects()
+    stranger = open_objects(**PATIENT)
     for read in READS.values():
         with pytest.raises(StoreRefusedError, match="SignatureDoesNotMatch") as caught:
             read(stranger)
         assert "a-secret" not in str(caught.value)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
-    nobody = open_objects()
+    nobody = open_objects(**PATIENT)
     for read in READS.values():
         with pytest.raises(StoreRefusedError, match="credentials"):
             read(nobody)
