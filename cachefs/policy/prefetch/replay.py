@@ -34,6 +34,9 @@ _SAME_PLACE = 0.5
 """If so many chunks lie where they lay, those whose content is gone are expected there too."""
 _REPLACED = 0.8
 """What such a guess is worth, beside a chunk of known content."""
+_MOST_GUESSED = 8
+"""Of guesses that lie next to each other: a file that an upgrade wrote elsewhere leaves a long run
+of places with other content. Each one that is touched lets so many more be expected."""
 _FIRST_STAGE_BYTES = 2**20
 _MOST_STAGE_BYTES = 8 * 2**20
 _FREE_BYTES = 2 * 2**20
@@ -59,6 +62,7 @@ _Part = tuple[int, int, float, int]
 """First chunk, how many, confidence, ms after the open at which they are due."""
 
 Flags = npt.NDArray[np.bool_]
+Places = npt.NDArray[np.int64]
 
 
 class _Known:
@@ -77,7 +81,15 @@ class _Known:
         usable = np.flatnonzero((found >= 0) & (found < image.chunks))
         self.chunks, first = np.unique(found[usable], return_index=True)
         self.rows = rows[usable[first]]
-        self._worth = np.where(is_replaced[usable[first]], _REPLACED, 1.0)
+        is_guess = is_replaced[usable[first]]
+        self._worth = np.where(is_guess, _REPLACED, 1.0)
+        self._run = np.zeros(len(self.chunks), np.int64)
+        """Of neighbours that are guesses: their number, from 1; 0: it is none."""
+        self._place_in_run = self._run.copy()
+        self._run[is_guess], self._place_in_run[is_guess] = _runs_of(self.chunks[is_guess])
+        self._worth[self._place_in_run >= _MOST_GUESSED] = 0.0
+        self._guessed: dict[int, int] = {}
+        """How many of a run are expected."""
         self.row_of = dict(zip(self.chunks.tolist(), range(len(self.chunks)), strict=True))
         self.which = self.rows["which"].tolist()
         self.likeness = Likeness(rows)
@@ -85,6 +97,17 @@ class _Known:
     def confidence(self) -> npt.NDArray[np.float64]:
         """Return how certain each of the chunks is to be touched in this start, (n,)."""
         return confidence_of(self.rows, self.likeness.weights()) * self._worth
+
+    def touched(self, row: int) -> bool:
+        """A chunk was touched for the first time; returns whether more is expected now."""
+        self.likeness.touched(self.which[row])
+        run = int(self._run[row])
+        if not run:
+            return False
+        guessed = self._guessed[run] = self._guessed.get(run, _MOST_GUESSED) + _MOST_GUESSED
+        more = (self._run == run) & (self._place_in_run < guessed) & (self._worth == 0)
+        self._worth[more] = _REPLACED
+        return bool(more.any())
 
     def staged(self, wanted: Flags, chunk_bytes: int) -> list[list[_Part]]:
         """Return these chunks in stages that grow, in the order of time."""
@@ -113,8 +136,10 @@ class _Run:
         self.expected: dict[int, None] = {}
         self.asked = 0
         self.came = 0
-        self.turns = 0
+        self.turns = 1
         """How often it turned out to be like another start, and once."""
+        self.expects_more = False
+        """Since the last plan."""
         self.foreseen = 0.0
         self.surprises = 0.0
         """New chunks, fading: those expected, and others (none are zero)."""
@@ -173,7 +198,9 @@ class Replay:
             return NOTHING
         came = self._take(run, image, access)
         run.came += came
-        if run.at is not None and run.is_recording and run.at.likeness.has_moved():
+        has_turned = run.at is not None and run.is_recording and run.at.likeness.has_moved()
+        run.turns += has_turned
+        if has_turned or run.expects_more:
             _plan(run, image)
         elif not came:
             return NOTHING
@@ -288,6 +315,7 @@ def _end(run: _Run) -> None:
     run.expected.clear()
     run.stages.clear()
     run.at = None
+    run.expects_more = False
 
 
 def _place(run: _Run, image: Image) -> None:
@@ -307,7 +335,7 @@ def _plan(run: _Run, image: Image) -> None:
     """Lay out the stages of what a start like this one touches, and did not yet."""
     at = run.at
     assert at is not None
-    run.turns += 1
+    run.expects_more = False
     certain = (at.confidence() >= _LEAST_CONFIDENCE) & ~run.is_touched
     run.expected = dict.fromkeys(at.chunks[certain].tolist())
     run.stages = at.staged(certain & ~run.is_asked, image.chunk_bytes)
@@ -319,7 +347,14 @@ def _believe(run: _Run, chunk: int) -> None:
     at = run.at
     if at is not None and (row := at.row_of.get(chunk)) is not None:
         run.is_touched[row] = True
-        at.likeness.touched(at.which[row])
+        run.expects_more |= at.touched(row)
+
+
+def _runs_of(chunks: Places) -> tuple[Places, Places]:
+    """Return which run of neighbours each chunk is in, from 1, and its place there, from 0."""
+    is_begin = np.diff(chunks, prepend=-2) != 1
+    run = np.cumsum(is_begin)
+    return run, np.arange(len(chunks)) - np.flatnonzero(is_begin)[run - 1]
 
 
 def _ask(run: _Run, first: int, count: int) -> None:

@@ -92,6 +92,23 @@ def test_content_that_moved_is_found_and_content_that_was_replaced_is_guessed() 
     assert replaced.confidence < moved.confidence
 
 
+def test_of_a_long_run_of_replaced_content_the_beginning_is_expected_until_it_is_read() -> None:
+    """As of a file that an upgrade wrote elsewhere, or wrote anew where it was."""
+    _, rows = boot([*range(100, 130), *range(300, 340)])
+    keys = KEYS.copy()
+    keys[100:130] = unlike_keys(30, seed=9)
+    image = Recorded(CHUNK, keys)
+    arm = Replay()
+    arm.taught(image, rows)
+    wishes = list(arm.opened(image, 0.0))
+    for at, chunk in enumerate(range(300, 340)):
+        wishes += arm.observe(image, Access(at / 100, 1, chunk, 1))
+    assert wished(wishes) == set(range(100, 108)) | set(range(300, 340))
+    for at in range(3):
+        wishes += arm.observe(image, Access(1.0 + at, 1, 100 + at, 1))
+        assert wished(wishes) & set(range(200)) == set(range(100, min(116 + 8 * at, 130)))
+
+
 def test_a_foreign_profile_finds_nothing() -> None:
     _, rows = boot(list(range(100)))
     wishes, _ = boot([1], rows, Recorded(CHUNK, unlike_keys(1_000, seed=3)))
