@@ -42,6 +42,8 @@ _MOST_STAGE_BYTES = 8 * 2**20
 _FREE_BYTES = 2 * 2**20
 """Of stages that need no evidence, each time that a start turns out to be like another one."""
 _MOST_TURNS = 4
+_MOST_PLANS = 16
+"""Each looks at all that is known: a profile without sense must not make one at each touch."""
 _LEVERAGE = 8
 """Each byte that came true lets so many more be wished for."""
 _SURE_CHUNKS = 16
@@ -63,6 +65,7 @@ _Part = tuple[int, int, float, int]
 
 Flags = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.int64]
+_NO_ROWS: Places = np.zeros(0, np.int64)
 
 
 class _Known:
@@ -94,25 +97,29 @@ class _Known:
         self.which = self.rows["which"].tolist()
         self.likeness = Likeness(rows)
 
-    def confidence(self) -> npt.NDArray[np.float64]:
-        """Return how certain each of the chunks is to be touched in this start, (n,)."""
-        return confidence_of(self.rows, self.likeness.weights()) * self._worth
+    def confidence(self, rows: Places | slice = slice(None)) -> npt.NDArray[np.float64]:
+        """Return how certain the chunks of these rows are to be touched in this start, (n,)."""
+        sure = confidence_of(self.rows[rows], self.likeness.weights())
+        return np.asarray(sure * self._worth[rows])
 
-    def touched(self, row: int) -> bool:
-        """A chunk was touched for the first time; returns whether more is expected now."""
+    def touched(self, row: int) -> Places:
+        """A chunk was touched for the first time; returns the rows that are expected with it."""
         self.likeness.touched(self.which[row])
         run = int(self._run[row])
         if not run:
-            return False
-        guessed = self._guessed[run] = self._guessed.get(run, _MOST_GUESSED) + _MOST_GUESSED
-        more = (self._run == run) & (self._place_in_run < guessed) & (self._worth == 0)
+            return _NO_ROWS
+        guessed = self._guessed.get(run, _MOST_GUESSED)
+        self._guessed[run] = guessed + _MOST_GUESSED
+        begin = row - int(self._place_in_run[row]) + guessed  # a run lies in rows one by one
+        near = np.arange(begin, min(begin + _MOST_GUESSED, len(self.chunks)))
+        more: Places = near[self._run[near] == run]
         self._worth[more] = _REPLACED
-        return bool(more.any())
+        return more
 
-    def staged(self, wanted: Flags, chunk_bytes: int) -> list[list[_Part]]:
-        """Return these chunks in stages that grow, in the order of time."""
-        ms = self.rows["time_ms"].astype(np.int64)[wanted]
-        return _staged(self.chunks[wanted], self.confidence()[wanted], ms, chunk_bytes)
+    def staged(self, rows: Places, chunk_bytes: int) -> list[list[_Part]]:
+        """Return the chunks of these rows in stages that grow, in the order of time."""
+        ms = self.rows["time_ms"][rows].astype(np.int64)
+        return _staged(self.chunks[rows], self.confidence(rows), ms, chunk_bytes)
 
 
 class _Run:
@@ -138,8 +145,8 @@ class _Run:
         self.came = 0
         self.turns = 1
         """How often it turned out to be like another start, and once."""
-        self.expects_more = False
-        """Since the last plan."""
+        self.more: list[int] = []
+        """Rows that have come to be expected since the last plan."""
         self.foreseen = 0.0
         self.surprises = 0.0
         """New chunks, fading: those expected, and others (none are zero)."""
@@ -198,10 +205,11 @@ class Replay:
             return NOTHING
         came = self._take(run, image, access)
         run.came += came
-        has_turned = run.at is not None and run.is_recording and run.at.likeness.has_moved()
-        run.turns += has_turned
-        if has_turned or run.expects_more:
+        if run.turns < _MOST_PLANS and run.at is not None and run.at.likeness.has_moved():
+            run.turns += 1
             _plan(run, image)
+        elif run.more:
+            _add(run, image)
         elif not came:
             return NOTHING
         return self._next_stages(run, image, access.time_s) if run.stages else NOTHING
@@ -315,7 +323,7 @@ def _end(run: _Run) -> None:
     run.expected.clear()
     run.stages.clear()
     run.at = None
-    run.expects_more = False
+    run.more.clear()
 
 
 def _place(run: _Run, image: Image) -> None:
@@ -335,11 +343,22 @@ def _plan(run: _Run, image: Image) -> None:
     """Lay out the stages of what a start like this one touches, and did not yet."""
     at = run.at
     assert at is not None
-    run.expects_more = False
+    run.more.clear()
     certain = (at.confidence() >= _LEAST_CONFIDENCE) & ~run.is_touched
     run.expected = dict.fromkeys(at.chunks[certain].tolist())
-    run.stages = at.staged(certain & ~run.is_asked, image.chunk_bytes)
+    run.stages = at.staged(np.flatnonzero(certain & ~run.is_asked), image.chunk_bytes)
     run.stages.reverse()
+
+
+def _add(run: _Run, image: Image) -> None:
+    """Let what has come to be expected be the next stages."""
+    at, rows = run.at, np.array(run.more)
+    assert at is not None
+    run.more.clear()
+    is_news = ~run.is_touched[rows] & ~run.is_asked[rows]
+    rows = rows[is_news & (at.confidence(rows) >= _LEAST_CONFIDENCE)]
+    run.expected.update(dict.fromkeys(at.chunks[rows].tolist()))
+    run.stages += reversed(at.staged(rows, image.chunk_bytes))
 
 
 def _believe(run: _Run, chunk: int) -> None:
@@ -347,7 +366,7 @@ def _believe(run: _Run, chunk: int) -> None:
     at = run.at
     if at is not None and (row := at.row_of.get(chunk)) is not None:
         run.is_touched[row] = True
-        run.expects_more |= at.touched(row)
+        run.more += at.touched(row).tolist()
 
 
 def _runs_of(chunks: Places) -> tuple[Places, Places]:
@@ -366,7 +385,8 @@ def _ask(run: _Run, first: int, count: int) -> None:
 def places_of(rows: Rows, image: Image) -> list[tuple[int, int]]:
     """Return the (first, count) of the chunks that a start probably touches, what is due first."""
     known = _Known(sound(rows), image)
-    stages = known.staged(known.confidence() >= _LEAST_CONFIDENCE, image.chunk_bytes)
+    certain = np.flatnonzero(known.confidence() >= _LEAST_CONFIDENCE)
+    stages = known.staged(certain, image.chunk_bytes)
     return [(first, count) for stage in stages for first, count, _, _ in stage]
 
 

@@ -124,6 +124,7 @@ class Likeness:
         self._prior = prior(rows)
         self._for = np.zeros(REMEMBERED)
         """The evidence for each: log likelihoods."""
+        self._has_news = False
         self._votes: dict[int, Weights] = {}
         self._planned = self.weights()
 
@@ -136,6 +137,7 @@ class Likeness:
         self._for += votes
         self._for -= self._for.max()
         np.maximum(self._for, -_MOST_DOUBT, out=self._for)
+        self._has_news = True
 
     def weights(self) -> Weights:
         """Return how likely it is to be like each."""
@@ -144,6 +146,9 @@ class Likeness:
 
     def has_moved(self) -> bool:
         """Whether it has come to be like another than when this was last true."""
+        if not self._has_news:
+            return False
+        self._has_news = False
         weights = self.weights()
         if np.abs(weights - self._planned).max() < _MOVED:
             return False

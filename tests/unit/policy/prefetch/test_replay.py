@@ -237,3 +237,16 @@ def test_a_start_that_ended_early_is_remembered_if_it_was_of_another_kind() -> N
     assert set(other["place"].tolist()) == {*BOOT, *RESUME}
     certain = dict(zip(other["place"].tolist(), confidence_of(other).tolist(), strict=True))
     assert certain[200] > 0.5 > certain[420]  # a small one says less of the next one
+
+
+def test_a_profile_without_sense_is_not_planned_anew_at_each_touch() -> None:
+    """Every chunk says that the start is like others than the one before it said."""
+    _, rows = boot(list(range(1_000)))
+    rows["which"] = np.where(np.arange(1_000) // 4 % 2, 0xFF00, 0x00FF)
+    image = Recorded(CHUNK, KEYS)
+    arm = Replay()
+    arm.taught(image, rows)
+    arm.opened(image, 0.0)
+    for chunk in range(1_000):
+        arm.observe(image, Access(chunk / 100, 1, chunk, 1))
+    assert 1 < arm._runs[image].turns <= 16
