@@ -65,7 +65,7 @@ class EarlyProfiles:
 
     async def _ask(self, name: str, places: trio.CapacityLimiter) -> None:
         async with places:
-            if sum(len(data) for data in self._found.values()) >= _MOST_BYTES:
+            if self._room_bytes() <= 0:
                 return
             if await trio.to_thread.run_sync(self._rows.get, name) is not None:
                 return  # this host knows it better
@@ -75,5 +75,9 @@ class EarlyProfiles:
             except CachefsError as error:  # whoever opens it asks again
                 logger.debug("no profile of %s yet: %s", name, error)
                 return
-        if isinstance(answer, ProfileFound) and answer.data is not None:
-            self._found[name] = answer.data
+        data = answer.data if isinstance(answer, ProfileFound) else None
+        if data is not None and len(data) <= self._room_bytes():
+            self._found[name] = data
+
+    def _room_bytes(self) -> int:
+        return _MOST_BYTES - sum(len(data) for data in self._found.values())

@@ -18,7 +18,7 @@ from cachefs.store.store import Store
 from cachefs.tiers.fetcher import Fetcher
 from cachefs.tiers.jobs import Failed, ProfileJob
 from cachefs.tiers.profiles import share_profile
-from tests.caches import HandPool, wait_until
+from tests.caches import HandPool, PromptPool, wait_until
 from tests.stores import new_store
 
 
@@ -95,3 +95,22 @@ async def test_an_outage_is_no_profile_and_many_images_are_a_few_requests(
     assert data is not None
     assert from_bytes(data).image == "image0"
     assert early.take("image1") is None
+
+
+async def test_what_has_no_room_is_asked_for_when_it_is_opened(
+    rows: ProfileRows, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cachefs.prefetch.early._MOST_BYTES", 500)
+    names = [f"image{number}" for number in range(8)]
+    for name in names:
+        share(store, name)
+    pool = PromptPool(Fetcher(store.url, store.identity))
+    early = EarlyProfiles(rows, pool, lambda: names)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(early.run)
+        await wait_until(lambda: 0 < early._room_bytes() < 250)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        nursery.cancel_scope.cancel()
+    kept = [data for name in names if (data := early.take(name)) is not None]
+    assert 0 < sum(map(len, kept)) <= 500
+    assert len(kept) < len(names)
