@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.proxies.http_proxy import HttpProxy
+from tests.proxies.proxy import closing
 from tests.s3.servers import S3Server, rclone, seaweedfs
 
 
@@ -28,6 +30,13 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)
     return s3_server
+
+
+@pytest.fixture(scope="module")
+def proxy(s3_server: S3Server) -> Iterator[HttpProxy]:
+    """Between a test and the S3 server, for faults."""
+    with closing(HttpProxy(s3_server.address)) as made:
+        yield made
 
 
 @pytest.fixture

@@ -160,8 +160,7 @@ def _make_trouble(
 def _end(trouble: Trouble, record: Record) -> None:
     trouble.end()
     if trouble.may_fail:
-        # a read that begins now may join a flight whose bytes came before
-        record.may_fail_until_s = time.monotonic() + 0.5
+        record.may_fail_until_s = time.monotonic() + 0.1
 
 
 def _check_end(mount: Mount, images: dict[str, bytes]) -> None:

@@ -14,8 +14,6 @@ from tests.mount.mounts import Mount, Mounts, read_direct
 from tests.mount.samples import KIB, MIB, noise
 from tests.proxies.faults import Fault
 from tests.proxies.http_proxy import HttpProxy
-from tests.proxies.proxy import closing
-from tests.s3.servers import S3Server
 from tests.stores import import_bytes
 
 pytestmark = pytest.mark.mount
@@ -24,12 +22,6 @@ CHUNK_BYTES = 64 * KIB
 DATA = noise(32 * MIB, 4)
 DEADLINE_S = 4
 SLOW = Fault(bytes_per_s=4e6)
-
-
-@pytest.fixture(scope="module")
-def proxy(s3_server: S3Server) -> Iterator[HttpProxy]:
-    with closing(HttpProxy(s3_server.address)) as made:
-        yield made
 
 
 @pytest.fixture

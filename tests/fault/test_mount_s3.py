@@ -16,7 +16,6 @@ from tests.mount.reading import Reading, digest_of
 from tests.mount.samples import KIB, mixture, noise
 from tests.proxies.faults import Fault
 from tests.proxies.http_proxy import HttpProxy
-from tests.proxies.proxy import closing
 from tests.s3.servers import SECRET_KEY, S3Server
 from tests.stores import import_bytes
 
@@ -61,12 +60,6 @@ FINAL = {
     "403": (Fault("status", status=403, code="AccessDenied"), "403 AccessDenied"),
     "404": (Fault("status", status=404, code="NoSuchKey"), "no such object"),
 }
-
-
-@pytest.fixture(scope="module")
-def proxy(s3_server: S3Server) -> Iterator[HttpProxy]:
-    with closing(HttpProxy(s3_server.address)) as made:
-        yield made
 
 
 @pytest.fixture

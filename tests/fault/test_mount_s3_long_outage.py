@@ -19,8 +19,6 @@ from tests.mount.mounts import Mount, Mounts, read_direct, wait_for
 from tests.mount.samples import KIB, MIB, mixture, noise
 from tests.proxies.faults import Fault
 from tests.proxies.http_proxy import HttpProxy
-from tests.proxies.proxy import closing
-from tests.s3.servers import S3Server
 from tests.stores import import_bytes
 
 pytestmark = pytest.mark.mount
@@ -36,12 +34,6 @@ READERS = 16
 
 FETCHERS, REQUESTS = 2, 2
 PAUSE_S = 0.005
-
-
-@pytest.fixture(scope="module")
-def proxy(s3_server: S3Server) -> Iterator[HttpProxy]:
-    with closing(HttpProxy(s3_server.address)) as made:
-        yield made
 
 
 @pytest.fixture

@@ -11,8 +11,6 @@ from tests.mount.reading import Reading, digest_of
 from tests.mount.samples import KIB, noise
 from tests.proxies.faults import Fault
 from tests.proxies.http_proxy import HttpProxy
-from tests.proxies.proxy import closing
-from tests.s3.servers import S3Server
 from tests.stores import import_bytes
 
 pytestmark = pytest.mark.mount
@@ -22,12 +20,6 @@ CHUNKS = 24
 READERS = 48
 FETCHERS, REQUESTS = 2, 2
 DATA = noise(CHUNKS * CHUNK_BYTES, 5)
-
-
-@pytest.fixture(scope="module")
-def proxy(s3_server: S3Server) -> Iterator[HttpProxy]:
-    with closing(HttpProxy(s3_server.address)) as made:
-        yield made
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from cachefs.errors import (
 from cachefs.store.s3.objects import S3Objects, open_s3
 from tests.proxies.faults import Fault
 from tests.proxies.http_proxy import HttpProxy
-from tests.proxies.proxy import closing
 from tests.s3.servers import S3Server
 
 DATA = bytes(range(256)) * 4096
@@ -42,12 +41,6 @@ OUTAGES = {
     "200 with an error": Fault("error_body"),
 }
 WRONG_RANGES = {"a shorter answer": Fault("shorten"), "another range": Fault("other_range")}
-
-
-@pytest.fixture(scope="module")
-def proxy(s3_server: S3Server) -> Iterator[HttpProxy]:
-    with closing(HttpProxy(s3_server.address)) as made:
-        yield made
 
 
 @pytest.fixture
