@@ -26,7 +26,7 @@ from cachefs.policy.prefetch.clusters import neighbour, sketch_of
 from cachefs.policy.prefetch.profile import MOST_BYTES, Profile, from_bytes, to_bytes
 from cachefs.policy.prefetch.replay import Replay
 from cachefs.policy.prefetch.seam import Keys
-from cachefs.policy.prefetch.starts import confidence_of, starts_in
+from cachefs.policy.prefetch.starts import LEAST_CONFIDENCE, confidence_of, starts_in
 from cachefs.prefetch.image import OpenImage
 from cachefs.prefetch.prefetcher import Prefetcher
 from cachefs.prefetch.sharing import ProfileSharing
@@ -309,7 +309,7 @@ class Profiles:
 def described(profile: Profile) -> dict[str, Any]:
     """Return what people want to know of a profile."""
     replay = profile.sections.get("replay")
-    certain = int((confidence_of(replay) >= 0.5).sum()) if replay is not None else 0
+    certain = int((confidence_of(replay) >= LEAST_CONFIDENCE).sum()) if replay is not None else 0
     return {
         "image": profile.image,
         "chunk_bytes": profile.chunk_bytes,

@@ -19,7 +19,14 @@ import numpy.typing as npt
 from cachefs.errors import CachefsError
 from cachefs.policy.prefetch.learner import MOST_ROWS, SECTIONS, Rows
 from cachefs.policy.prefetch.seam import NOTHING, Access, Image, Wish
-from cachefs.policy.prefetch.starts import Likeness, confidence_of, folded, record_of, sound
+from cachefs.policy.prefetch.starts import (
+    LEAST_CONFIDENCE,
+    Likeness,
+    confidence_of,
+    folded,
+    record_of,
+    sound,
+)
 
 LONGEST_RECORD_S = 600.0
 _QUIET_S = 30.0
@@ -29,7 +36,6 @@ _LEAST_GROWTH = 0.02
 """In that interval, of all: less is no growth; not before the first minute is over."""
 _FIRST_GROWTH_S = 60.0
 
-_LEAST_CONFIDENCE = 0.5
 _SAME_PLACE = 0.5
 """If so many chunks lie where they lay, those whose content is gone are expected there too."""
 _REPLACED = 0.8
@@ -334,7 +340,7 @@ def _place(run: _Run, image: Image) -> None:
     for chunk in run.touched:
         _believe(run, chunk)
     run.at.likeness.has_moved()
-    run.came = int((run.is_touched & (run.at.confidence() >= _LEAST_CONFIDENCE)).sum())
+    run.came = int((run.is_touched & (run.at.confidence() >= LEAST_CONFIDENCE)).sum())
     run.foreseen += run.came
     _plan(run, image)
 
@@ -344,7 +350,7 @@ def _plan(run: _Run, image: Image) -> None:
     at = run.at
     assert at is not None
     run.more.clear()
-    certain = (at.confidence() >= _LEAST_CONFIDENCE) & ~run.is_touched
+    certain = (at.confidence() >= LEAST_CONFIDENCE) & ~run.is_touched
     run.expected = dict.fromkeys(at.chunks[certain].tolist())
     run.stages = at.staged(np.flatnonzero(certain & ~run.is_asked), image.chunk_bytes)
     run.stages.reverse()
@@ -356,7 +362,7 @@ def _add(run: _Run, image: Image) -> None:
     assert at is not None
     run.more.clear()
     is_news = ~run.is_touched[rows] & ~run.is_asked[rows]
-    rows = rows[is_news & (at.confidence(rows) >= _LEAST_CONFIDENCE)]
+    rows = rows[is_news & (at.confidence(rows) >= LEAST_CONFIDENCE)]
     run.expected.update(dict.fromkeys(at.chunks[rows].tolist()))
     run.stages += reversed(at.staged(rows, image.chunk_bytes))
 
@@ -385,7 +391,7 @@ def _ask(run: _Run, first: int, count: int) -> None:
 def places_of(rows: Rows, image: Image) -> list[tuple[int, int]]:
     """Return the (first, count) of the chunks that a start probably touches, what is due first."""
     known = _Known(sound(rows), image)
-    certain = np.flatnonzero(known.confidence() >= _LEAST_CONFIDENCE)
+    certain = np.flatnonzero(known.confidence() >= LEAST_CONFIDENCE)
     stages = known.staged(certain, image.chunk_bytes)
     return [(first, count) for stage in stages for first, count, _, _ in stage]
 
