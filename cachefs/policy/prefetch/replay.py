@@ -74,10 +74,11 @@ Places = npt.NDArray[np.int64]
 _NO_ROWS: Places = np.zeros(0, np.int64)
 
 
-class _Known:
-    """What is known of the starts of an image, where it lies in it."""
+class Known:
+    """What is known of the starts of an image, where it lies in it. Made in any thread."""
 
     def __init__(self, rows: Rows, image: Image) -> None:
+        rows = self.taught = sound(rows)
         found = image.find(np.ascontiguousarray(rows["key"]))
         place = rows["place"].astype(np.int64)
         is_found = found >= 0
@@ -141,7 +142,8 @@ class _Run:
         self.last_new_s = 0.0
         self.looked_s = 0.0
         self.looked_size = 0
-        self.at: _Known | None = None
+        self.at: Known | None = None
+        """The same, where it lies; while the start goes on."""
         self.is_touched = self.is_asked = np.zeros(0, np.bool_)
         """By the rows of what is known."""
         self.stages: list[list[_Part]] = []
@@ -194,9 +196,17 @@ class Replay:
         if not run.is_begun:
             run.begin_s = run.last_new_s = run.looked_s = time_s
             run.is_begun = True
-        if not len(run.known) or not run.is_recording:
+        if not len(run.known):
             return NOTHING
-        _place(run, image)
+        return self.knows(image, Known(run.known, image), time_s)
+
+    def knows(self, image: Image, known: Known, time_s: float) -> Sequence[Wish]:
+        """Teach what was found in an image already: that takes long, and may be done elsewhere."""
+        run = self._of(image)
+        run.known = known.taught
+        if not run.is_recording:
+            return NOTHING
+        _place(run, known, image)
         return self._next_stages(run, image, time_s)
 
     def observe(self, image: Image, access: Access) -> Sequence[Wish]:
@@ -332,15 +342,15 @@ def _end(run: _Run) -> None:
     run.more.clear()
 
 
-def _place(run: _Run, image: Image) -> None:
-    """Find what is known in the image, and plan by what was touched already: it was taught late."""
-    run.at = _Known(run.known, image)
-    run.is_touched = np.zeros(len(run.at.rows), np.bool_)
+def _place(run: _Run, known: Known, image: Image) -> None:
+    """Plan by what is known and what was touched already: it was taught late."""
+    run.at = known
+    run.is_touched = np.zeros(len(known.rows), np.bool_)
     run.is_asked = run.is_touched.copy()
     for chunk in run.touched:
         _believe(run, chunk)
-    run.at.likeness.has_moved()
-    run.came = int((run.is_touched & (run.at.confidence() >= LEAST_CONFIDENCE)).sum())
+    known.likeness.has_moved()
+    run.came = int((run.is_touched & (known.confidence() >= LEAST_CONFIDENCE)).sum())
     run.foreseen += run.came
     _plan(run, image)
 
@@ -390,7 +400,7 @@ def _ask(run: _Run, first: int, count: int) -> None:
 
 def places_of(rows: Rows, image: Image) -> list[tuple[int, int]]:
     """Return the (first, count) of the chunks that a start probably touches, what is due first."""
-    known = _Known(sound(rows), image)
+    known = Known(rows, image)
     certain = np.flatnonzero(known.confidence() >= LEAST_CONFIDENCE)
     stages = known.staged(certain, image.chunk_bytes)
     return [(first, count) for stage in stages for first, count, _, _ in stage]
