@@ -11,7 +11,6 @@ A record is taken until the working set stops growing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -123,10 +122,30 @@ class Known:
         self._worth[more] = _REPLACED
         return more
 
-    def staged(self, rows: Places, chunk_bytes: int) -> list[list[_Part]]:
-        """Return the chunks of these rows in stages that grow, in the order of time."""
-        ms = self.rows["time_ms"][rows].astype(np.int64)
-        return _staged(self.chunks[rows], self.confidence(rows), ms, chunk_bytes)
+    def staged(self, rows: Places, chunk_bytes: int) -> list[Places]:
+        """Return these rows in stages that grow, in the order of time."""
+        rows = rows[np.argsort(self.rows["time_ms"][rows], kind="stable")]
+        stages, begin, stage_bytes = [], 0, _FIRST_STAGE_BYTES
+        while begin < len(rows):
+            end = begin + max(1, stage_bytes // chunk_bytes)
+            stages.append(rows[begin:end])
+            begin, stage_bytes = end, min(2 * stage_bytes, _MOST_STAGE_BYTES)
+        return stages
+
+    def parts(self, stage: Places) -> list[_Part]:
+        """Return runs of neighbours of about the same confidence, what is due first first."""
+        rows = np.sort(stage)
+        chunks, confidence = self.chunks[rows], self.confidence(rows)
+        level = (confidence * 8).astype(np.int64)
+        is_begin = (np.diff(chunks, prepend=-2) != 1) | (np.diff(level, prepend=-1) != 0)
+        begins = np.flatnonzero(is_begin)
+        counts = np.diff(begins, append=len(rows))
+        means = np.add.reduceat(confidence, begins) / counts
+        ms = np.minimum.reduceat(self.rows["time_ms"][rows].astype(np.int64), begins)
+        columns = (chunks[begins], counts, means, ms)
+        return sorted(
+            zip(*(column.tolist() for column in columns), strict=True), key=lambda part: part[3]
+        )
 
 
 class _Run:
@@ -146,7 +165,7 @@ class _Run:
         """The same, where it lies; while the start goes on."""
         self.is_touched = self.is_asked = np.zeros(0, np.bool_)
         """By the rows of what is known."""
-        self.stages: list[list[_Part]] = []
+        self.stages: list[Places] = []
         """The next stage last."""
         self.expected: dict[int, None] = {}
         self.asked = 0
@@ -262,13 +281,14 @@ class Replay:
         free_bytes = min(run.turns, _MOST_TURNS) * _FREE_BYTES
         is_sure = run.came >= _SURE_CHUNKS and run.goes_as_known(prior_chunks=0)
         leverage = _SURE_LEVERAGE if is_sure else _LEVERAGE
-        while run.stages:
+        while run.stages and run.at is not None:
             allowed = free_bytes + leverage * run.came * image.chunk_bytes
             if run.asked * image.chunk_bytes >= allowed * measured:
                 break
-            for first, count, confidence, ms in run.stages.pop():
-                run.asked += count
-                _ask(run, first, count)
+            stage = run.stages.pop()
+            run.asked += len(stage)
+            run.is_asked[stage] = True
+            for first, count, confidence, ms in run.at.parts(stage):
                 due_s = max(0.0, ms / 1e3 - (now_s - run.begin_s))
                 wishes.append(Wish(first, count, confidence * measured, due_s))
         return wishes
@@ -392,53 +412,9 @@ def _runs_of(chunks: Places) -> tuple[Places, Places]:
     return run, np.arange(len(chunks)) - np.flatnonzero(is_begin)[run - 1]
 
 
-def _ask(run: _Run, first: int, count: int) -> None:
-    assert run.at is not None
-    begin, end = np.searchsorted(run.at.chunks, (first, first + count))
-    run.is_asked[begin:end] = True
-
-
 def places_of(rows: Rows, image: Image) -> list[tuple[int, int]]:
     """Return the (first, count) of the chunks that a start probably touches, what is due first."""
     known = Known(rows, image)
     certain = np.flatnonzero(known.confidence() >= LEAST_CONFIDENCE)
     stages = known.staged(certain, image.chunk_bytes)
-    return [(first, count) for stage in stages for first, count, _, _ in stage]
-
-
-def _staged(
-    chunks: npt.NDArray[np.int64],
-    confidence: npt.NDArray[np.float64],
-    ms: npt.NDArray[np.int64],
-    chunk_bytes: int,
-) -> list[list[_Part]]:
-    """Return stages that grow, in the order of time."""
-    order = np.argsort(ms, kind="stable")
-    chunks, confidence, ms = chunks[order], confidence[order], ms[order]
-    stages, begin, stage_bytes = [], 0, _FIRST_STAGE_BYTES
-    while begin < len(chunks):
-        end = begin + max(1, stage_bytes // chunk_bytes)
-        part = slice(begin, end)
-        stages.append(_stage(chunks[part], confidence[part], ms[part]))
-        begin, stage_bytes = end, min(2 * stage_bytes, _MOST_STAGE_BYTES)
-    return stages
-
-
-def _stage(
-    chunks: npt.NDArray[np.int64], confidence: npt.NDArray[np.float64], ms: npt.NDArray[np.int64]
-) -> list[_Part]:
-    """Return runs of neighbours of about the same confidence, what is due first first."""
-    order = np.argsort(chunks)
-    level = (confidence[order] * 8).astype(np.int64)
-    breaks = (np.diff(chunks[order]) != 1) | (np.diff(level) != 0)
-    begins = np.concatenate(([0], np.flatnonzero(breaks) + 1, [len(chunks)]))
-    runs = [
-        (
-            int(chunks[order[a]]),
-            b - a,
-            float(confidence[order[a:b]].mean()),
-            int(ms[order[a:b]].min()),
-        )
-        for a, b in pairwise(begins.tolist())
-    ]
-    return sorted(runs, key=lambda run: run[3])
+    return [(first, count) for stage in stages for first, count, _, _ in known.parts(stage)]
