@@ -10,8 +10,8 @@ import trio
 
 from cachefs.errors import ConflictError, NotFoundError, UsageError
 from cachefs.index.manifest_table import ManifestTable
+from cachefs.policy.prefetch.known import places_of
 from cachefs.policy.prefetch.profile import Profile
-from cachefs.policy.prefetch.replay import places_of
 from cachefs.prefetch.image import OpenImage
 from cachefs.prefetch.prefetcher import Prefetcher
 from cachefs.prefetch.profiles import Profiles, read_profile

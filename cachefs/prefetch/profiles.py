@@ -23,9 +23,10 @@ from cachefs.errors import CachefsError, CorruptError, FormatError, NotFoundErro
 from cachefs.index.profiles import ProfileRows
 from cachefs.policy.prefetch.arms import learners
 from cachefs.policy.prefetch.clusters import neighbour, sketch_of
+from cachefs.policy.prefetch.known import Known
 from cachefs.policy.prefetch.learner import Learner, Rows
 from cachefs.policy.prefetch.profile import MOST_BYTES, Profile, from_bytes, to_bytes
-from cachefs.policy.prefetch.replay import Known, Replay
+from cachefs.policy.prefetch.replay import Replay
 from cachefs.policy.prefetch.seam import Keys
 from cachefs.policy.prefetch.starts import LEAST_CONFIDENCE, confidence_of, starts_in
 from cachefs.prefetch.image import OpenImage

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from cachefs.policy.prefetch.known import places_of
 from cachefs.policy.prefetch.recent import Recent
-from cachefs.policy.prefetch.replay import places_of
 from tests.unit.policy.prefetch.images import Bare
 
 
