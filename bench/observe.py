@@ -1,7 +1,7 @@
 """What it costs to be observed: the processor time of all that looks at reads, but fetches nothing.
 
 Records as the lane writes them, in batches of 50 ms, through what the daemon does with each:
-condensing, streams, pattern, the sequential arm, the plan. Run it as `make bench-observe`.
+condensing, streams, pattern, all arms, the plan. Run it as `make bench-observe`.
 """
 
 import random
@@ -14,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.table import Table, publish
+from cachefs.policy.prefetch.arms import learning_arms
 from cachefs.policy.prefetch.plan import Plan
 from cachefs.policy.prefetch.sequential import Sequential
 from cachefs.prefetch.condense import Condenser
 from cachefs.prefetch.prefetcher import access_of
+from cachefs.simulate.ahead import Recorded, unlike_keys
 from cachefs.tiers.board import ACCESS_DTYPE
 from cachefs.units import GIB, KIB
 
@@ -28,21 +30,6 @@ WANTED_US = 1.0
 WANTED_SHARE = 0.05
 
 Offsets = Iterator[int]
-
-
-class Image:
-    """An image without a table: the sequential arm asks for no keys."""
-
-    chunk_bytes = CHUNK_BYTES
-    chunks = IMAGE_BYTES // CHUNK_BYTES
-
-    def keys(self, first: int, count: int) -> npt.NDArray[np.uint64]:
-        """See Image of the seam."""
-        raise NotImplementedError
-
-    def find(self, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-        """See Image of the seam."""
-        raise NotImplementedError
 
 
 def sequential() -> Offsets:
@@ -98,8 +85,11 @@ def batches(
 
 def time_observing(made: list[npt.NDArray[np.void]]) -> float:
     """Return the seconds of processor that the batches take."""
-    arm, image, plan, condenser = Sequential(), Image(), Plan(), Condenser()
-    arm.opened(image, 0.0)
+    arms = [Sequential(), *learning_arms()]
+    image = Recorded(CHUNK_BYTES, unlike_keys(IMAGE_BYTES // CHUNK_BYTES))
+    plan, condenser = Plan(), Condenser()
+    for arm in arms:
+        arm.opened(image, 0.0)
     begun_s = time.process_time()
     missed = 0
     for records in made:
@@ -109,8 +99,9 @@ def time_observing(made: list[npt.NDArray[np.void]]) -> float:
             if access is None:
                 continue
             plan.read(access.first, access.count)
-            for wish in arm.observe(image, access):
-                plan.add(arm.name, wish, access.time_s)
+            for arm in arms:
+                for wish in arm.observe(image, access):
+                    plan.add(arm.name, wish, access.time_s)
         plan.clear()  # as if all of it had been fetched
     return time.process_time() - begun_s
 
