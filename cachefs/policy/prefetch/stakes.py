@@ -25,7 +25,7 @@ MOST_SAVED_BYTES = 4 * MIB
 MOST_OWED_BYTES = 16 * MIB
 """More is forgiven; it takes 512 MiB of reads to earn that."""
 _EVIDENT_SHARE = 1 / 4
-_OWING_SHARE = 1 / 64
+_OWING_SHARE = 1 / 32
 """Of the length of a run: the window that it gets while something is owed. Less than SHARE, or that
 would never be earned."""
 _MOST_LOST = 8192
@@ -91,7 +91,7 @@ class Stakes:
         own = self._guesses.get(number)
         free_bytes = self.free_bytes + (own.staked_bytes if own is not None else 0.0)
         if free_bytes < 0:
-            return int(run_bytes * _OWING_SHARE)
+            return max(self._chunk_bytes, int(run_bytes * _OWING_SHARE))
         return int(run_bytes * _EVIDENT_SHARE + free_bytes)
 
     def goes_on(self, number: int, run_bytes: int, ahead: range) -> None:
