@@ -1,10 +1,11 @@
 """Stakes: what wrong guesses about the runs of one image may cost its readers. Pure.
 
-No histogram of lengths is right about a reader whose runs end anywhere; so what guesses may lose is
-bounded by what readers fetch, which earns a small share. A run that has lasted is evidence: a window
-of a quarter of it stakes nothing. What goes beyond that is staked until it is read over, and all
-that a run has left unread when it was left for longer than it had lasted is lost, until it goes on.
-While something is owed, next to nothing is guessed.
+No histogram of lengths is right about a reader whose runs end anywhere; so what guesses may lose
+is bounded by what readers fetch, which earns a small share. A run that has lasted is evidence: a
+window of a quarter of it stakes nothing. What goes beyond that is staked until it is read over, and
+what is ahead of a run that was left for longer than it had lasted is lost, until somebody reads it.
+While something is owed a run is followed by one chunk, or by a small part of its length: that
+covers nearly as much, loses little, and only comes later.
 
 Only what is fetched costs anything: of what lies in L1 already a guess costs nothing, right or
 wrong. So a guess counts for as much as was fetched lately of those that were read over.
@@ -26,8 +27,7 @@ MOST_OWED_BYTES = 16 * MIB
 """More is forgiven; it takes 512 MiB of reads to earn that."""
 _EVIDENT_SHARE = 1 / 4
 _OWING_SHARE = 1 / 32
-"""Of the length of a run: the window that it gets while something is owed. Less than SHARE, or that
-would never be earned."""
+"""Of the length of a run: the window that it gets while something is owed, and a chunk at least."""
 _MOST_LOST = 8192
 """Chunks that are remembered: some are used after all."""
 _PRIOR_BYTES = 4.0 * MIB
