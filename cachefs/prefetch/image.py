@@ -17,8 +17,9 @@ _KEY_BYTES = 8
 class OpenImage:
     """An image that somebody has open: its table, and what is planned for it.
 
-    See Image in policy/prefetch/seam.py. `find` reads the whole table when it is first asked, some
-    ten milliseconds for an image of 20 GiB.
+    See Image in policy/prefetch/seam.py. `find` reads and sorts the whole table when it is first
+    asked, which takes up to a few hundred milliseconds: that is for a thread, and may be twice at
+    once.
     """
 
     def __init__(self, inode: int, table: ManifestTable) -> None:
@@ -49,11 +50,13 @@ class OpenImage:
         """See Image."""
         if self._sorted is None:
             try:
-                whole = self.keys(0, self.chunks)
+                whole, chunks = self.table.keys()
             except CachefsError:  # damaged: a read will say, and mend it
                 return np.full(len(keys), -1, np.int64)
             order = np.argsort(whole, kind="stable")
-            self._sorted = whole[order], order
+            self._sorted = whole[order], chunks[order]
         known, places = self._sorted
+        if not len(known):
+            return np.full(len(keys), -1, np.int64)
         at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
         return np.where((known[at] == keys) & (keys != 0), places[at], -1)

@@ -23,10 +23,11 @@ from cachefs.errors import CachefsError, CorruptError, FormatError, NotFoundErro
 from cachefs.index.profiles import ProfileRows
 from cachefs.policy.prefetch.arms import learners
 from cachefs.policy.prefetch.clusters import neighbour, sketch_of
+from cachefs.policy.prefetch.learner import Learner, Rows
 from cachefs.policy.prefetch.profile import MOST_BYTES, Profile, from_bytes, to_bytes
-from cachefs.policy.prefetch.replay import Replay
+from cachefs.policy.prefetch.replay import Known, Replay
 from cachefs.policy.prefetch.seam import Keys
-from cachefs.policy.prefetch.starts import confidence_of, starts_in
+from cachefs.policy.prefetch.starts import LEAST_CONFIDENCE, confidence_of, starts_in
 from cachefs.prefetch.image import OpenImage
 from cachefs.prefetch.prefetcher import Prefetcher
 from cachefs.prefetch.sharing import ProfileSharing
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 _LOOK_S = 5.0
 _MOST_WAITING = 256
+_SLICE_ROWS = 4096
+"""Some ten milliseconds of the event loop."""
 
 
 class Profiles:
@@ -52,6 +55,7 @@ class Profiles:
         self._early = sharing.early if sharing is not None else None
         self._prefetcher = prefetcher
         self._arms = learners(prefetcher.arms)
+        self._replay = next((arm for arm in self._arms if isinstance(arm, Replay)), None)
         self._name_of = name_of
         self._open: dict[OpenImage, str] = {}
         self._to_teach: list[OpenImage] = []
@@ -59,7 +63,9 @@ class Profiles:
         """What is known of an image, and the run that the store has not seen yet."""
         self._kept: set[OpenImage] = set()
         """Open images whose start is recorded and kept."""
-        self._known: dict[OpenImage, Profile] = {}
+        self._taught: set[OpenImage] = set()
+        """Open images whose arms were told all that was known: of others nothing may be kept, or
+        it would be lost."""
         self._sketches: dict[str, Keys] | None = None
         self._has_opened = trio.Event()
         self._wake = trio.Event()
@@ -82,13 +88,13 @@ class Profiles:
     def closed(self, image: OpenImage) -> None:
         """An image is about to be forgotten by the arms."""
         name = self._open.pop(image, None)
-        if name is not None and len(self._to_keep) < _MOST_WAITING:
+        if name is not None and image in self._taught and len(self._to_keep) < _MOST_WAITING:
             profile = self._collected(image, name)
             run = None if image in self._kept else self._run_of(image, profile, is_whole=False)
             self._to_keep.append((profile, run))
             self._wake.set()
         self._kept.discard(image)
-        self._known.pop(image, None)
+        self._taught.discard(image)
 
     async def run(self) -> None:
         """Teach, keep and share until cancelled; a guest that starts waits for no other one."""
@@ -119,7 +125,8 @@ class Profiles:
     async def save(self) -> None:
         """Keep all that is known: the daemon stops. Nothing is shared, the fetchers may be gone."""
         for image, name in self._open.items():
-            self._to_keep.append((self._collected(image, name), None))
+            if image in self._taught:
+                self._to_keep.append((self._collected(image, name), None))
         while self._to_keep:
             await self._keep(self._to_keep.pop(0)[0])
 
@@ -127,30 +134,47 @@ class Profiles:
 
     async def _teach(self, image: OpenImage) -> None:
         name = self._open.get(image)
-        profile = await self._find(image, name) if name is not None else None
-        if profile is not None and image in self._open:
-            self._known[image] = profile
-            now_s = time.monotonic()
-            for arm in self._arms:
-                rows = profile.sections.get(arm.name)
-                if rows is not None:
-                    arm.taught(image, rows)
-                    self._prefetcher.plan(image, arm.name, arm.opened(image, now_s))
+        sections = await self._find(image, name) if name is not None else {}
+        if "replay" in sections:
+            await self._teach_replay(image, sections["replay"])
         self._prefetcher.release(image)
+        for arm in self._arms:
+            if arm.name in sections and not isinstance(arm, Replay):
+                await self._teach_arm(arm, image, sections[arm.name])
+        if image in self._open:
+            self._taught.add(image)
 
-    async def _find(self, image: OpenImage, name: str) -> Profile | None:
+    async def _teach_replay(self, image: OpenImage, rows: Rows) -> None:
+        """What is fetched first comes of it: where its rows lie is found in a thread."""
+        known = await trio.to_thread.run_sync(Known, rows, image)
+        if self._replay is not None and image in self._open:
+            wishes = self._replay.knows(image, known, time.monotonic())
+            self._prefetcher.plan(image, self._replay.name, wishes)
+
+    async def _teach_arm(self, arm: Learner, image: OpenImage, rows: Rows) -> None:
+        """Teach an arm in slices: a hit waits for one of them at most."""
+        for begin in range(0, len(rows), _SLICE_ROWS):
+            if image not in self._open:
+                return
+            arm.taught(image, rows[begin : begin + _SLICE_ROWS])
+            await trio.lowlevel.checkpoint()
+
+    async def _find(self, image: OpenImage, name: str) -> dict[str, Rows]:
+        """Return what is known of an image, or of one like it, by arm."""
         profile = await trio.to_thread.run_sync(self._read, name)
         if profile is None and self._sharing is not None:
             profile = await self._sharing.find(name)
         if profile is None:
             profile = await self._from_neighbour(image)
-        fits = profile is not None and profile.chunk_bytes == image.chunk_bytes
-        return profile if fits else None
+        if profile is None or profile.chunk_bytes != image.chunk_bytes:
+            return {}
+        return profile.sections
 
     async def _from_neighbour(self, image: OpenImage) -> Profile | None:
-        if self._sketches is None:
-            self._sketches = await trio.to_thread.run_sync(self._read_sketches)
-        found = neighbour(image, self._sketches)
+        sketches = self._sketches
+        if sketches is None:
+            sketches = self._sketches = await trio.to_thread.run_sync(self._read_sketches)
+        found = await trio.to_thread.run_sync(neighbour, image, sketches)
         if found is None:
             return None
         logger.info("inode %d starts with the profile of %s", image.inode, found[0])
@@ -184,7 +208,7 @@ class Profiles:
 
     async def _look(self, image: OpenImage, name: str) -> None:
         """Keep and share the record of a start as soon as it is complete."""
-        if image in self._kept or not self._is_over(image):
+        if image not in self._taught or image in self._kept or not self._is_over(image):
             return
         self._kept.add(image)
         profile = self._collected(image, name)
@@ -193,12 +217,11 @@ class Profiles:
         await self._share(run)
 
     def _is_over(self, image: OpenImage) -> bool:
-        now_s = time.monotonic()
-        return any(isinstance(arm, Replay) and arm.is_over(image, now_s) for arm in self._arms)
+        return self._replay is not None and self._replay.is_over(image, time.monotonic())
 
     def _run_of(self, image: OpenImage, profile: Profile, *, is_whole: bool) -> Profile | None:
         """Return the run of this time, as the store wants it; None if there is nothing to tell."""
-        replay = next((arm for arm in self._arms if isinstance(arm, Replay)), None)
+        replay = self._replay
         if replay is None or self._sharing is None or "replay" not in profile.sections:
             return None
         record = replay.record(image)
@@ -296,7 +319,7 @@ class Profiles:
     async def _wanted(self, name: str) -> Profile:
         """Return a profile as it is now: of an open image with what it does this time."""
         for image, opened in self._open.items():
-            if opened == name:
+            if opened == name and image in self._taught:
                 profile = self._collected(image, name)
                 if profile.sections:
                     return profile
@@ -309,7 +332,7 @@ class Profiles:
 def described(profile: Profile) -> dict[str, Any]:
     """Return what people want to know of a profile."""
     replay = profile.sections.get("replay")
-    certain = int((confidence_of(replay) >= 0.5).sum()) if replay is not None else 0
+    certain = int((confidence_of(replay) >= LEAST_CONFIDENCE).sum()) if replay is not None else 0
     return {
         "image": profile.image,
         "chunk_bytes": profile.chunk_bytes,

@@ -37,3 +37,11 @@ class Flight:
     """The slot, also when nobody waits (and nobody pins it)."""
     job: int = -1
     """The number of the job that brings it, while nobody had asked."""
+
+    def __str__(self) -> str:
+        """As errors name it."""
+        return f"chunk {self.ref.id.hex()[:16]}"
+
+    def named(self, cause: str) -> str:
+        """Return the cause of an error with the chunk that it is about."""
+        return cause if cause.startswith(str(self)) else f"{self}: {cause}"

@@ -174,9 +174,7 @@ class Stack:
                 raise flight.error
             if not flight.ended.is_set():
                 cause = f": {flight.outage}" if flight.outage else ""
-                raise DeadlineError(
-                    f"chunk {flight.ref.id.hex()[:16]} did not come from the store in time{cause}"
-                )
+                raise DeadlineError(f"{flight} did not come from the store in time{cause}")
 
     def _leave(self, flight: Flight) -> None:
         flight.waiters -= 1
@@ -304,20 +302,18 @@ class Stack:
     def _failed(self, flight: Flight, result: Fetched) -> bool:
         """End the flight, or say that it is to be tried again: while somebody waits."""
         if result.outcome is Outcome.MISSING:
-            self._end(flight, ObjectMissingError(result.message))
+            self._end(flight, ObjectMissingError(flight.named(result.message)))
         elif result.outcome is Outcome.REFUSED:
-            self._end(
-                flight, StoreRefusedError(f"chunk {flight.ref.id.hex()[:16]}: {result.message}")
-            )
+            self._end(flight, StoreRefusedError(flight.named(result.message)))
         elif result.outcome is Outcome.CORRUPT:
             self._metrics.l3_corrupt += 1
             flight.corruptions += 1
             if flight.corruptions > 1 or (flight.ended_ahead and not flight.waiters):
-                self._end(flight, CorruptError(result.message))
+                self._end(flight, CorruptError(flight.named(result.message)))
             else:
                 self._start([flight], flight.chunk_bytes)
         elif not flight.waiters or trio.current_time() >= flight.deadline_s:
-            self._end(flight, StoreUnavailableError(result.message))
+            self._end(flight, StoreUnavailableError(flight.named(result.message)))
         else:
             self._metrics.l3_retries += 1
             flight.outages += 1
@@ -336,7 +332,7 @@ class Stack:
         wanted = [flight for flight in flights if flight.waiters]
         for flight in flights:
             if not flight.waiters:
-                self._end(flight, StoreUnavailableError(flight.outage))
+                self._end(flight, StoreUnavailableError(flight.named(flight.outage)))
         if wanted:
             self._start(wanted, wanted[0].chunk_bytes)
 

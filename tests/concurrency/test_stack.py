@@ -390,6 +390,17 @@ async def test_a_chunk_that_the_store_lacks_is_an_error_at_once(cache: Cache) ->
     assert isinstance(bench.ended[0], ObjectMissingError)
 
 
+@pytest.mark.parametrize(
+    "outcome", [Outcome.MISSING, Outcome.REFUSED, Outcome.CORRUPT, Outcome.UNAVAILABLE]
+)
+async def test_every_error_names_its_chunk_and_its_cause(cache: Cache, outcome: Outcome) -> None:
+    async with at_work(cache) as bench:
+        with bench.stack.flights([FIRST.ref], CHUNK, trio.current_time()) as [flight]:
+            while bench.pool.jobs:
+                bench.pool.answer_all(outcome, "what the store said")
+            assert str(flight.error) == f"chunk {FIRST.ref.id.hex()[:16]}: what the store said"
+
+
 async def test_one_bad_chunk_fails_its_readers_only(cache: Cache) -> None:
     async with at_work(cache) as bench:
         await bench.start(FIRST)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cachefs.policy.prefetch.learner import Rows
 from cachefs.policy.prefetch.seam import Image, Keys
-from cachefs.policy.prefetch.starts import confidence_of
+from cachefs.policy.prefetch.starts import LEAST_CONFIDENCE, confidence_of
 
 SKETCH_KEYS = 128
 LEAST_SHARE = 0.25
@@ -22,13 +22,12 @@ LEAST_SHARE = 0.25
 
 _LEAST_KEYS = 16
 """Fewer keys say nothing."""
-_LEAST_CONFIDENCE = 0.5
 _MIXES = np.array([0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)
 
 
 def sketch_of(replay: Rows) -> Keys:
     """Return the sketch of what a profile is certain of, in the order of the hash."""
-    certain = replay[confidence_of(replay) >= _LEAST_CONFIDENCE] if len(replay) else replay
+    certain = replay[confidence_of(replay) >= LEAST_CONFIDENCE]
     keys = np.unique(certain["key"][certain["key"] != 0])
     return np.asarray(keys[np.argsort(_hashed(keys), kind="stable")[:SKETCH_KEYS]])
 

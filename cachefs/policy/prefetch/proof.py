@@ -11,10 +11,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-_FURTHER = 2
+_BEYOND_ASKED = 4
+_BEYOND_CAME = 2
 _SLACK_CHUNKS = 16
-"""What is touched so much further, in the order of time, than what was asked for and what has come
-is in order: guests that start do many things at once."""
+"""What lies, in the order of time, among so many times the chunks that were asked for and those
+that have come is in order: guests that start do many things at once, and leave some out."""
 _CHANCE_CHUNKS = 2
 """So many, and as many as speak against it, come true by chance."""
 
@@ -30,14 +31,15 @@ class Proof:
 
     def begin_anew(self, places: npt.NDArray[np.int64], asked: int, surprises: int) -> None:
         """Chunks at these places, (n,), and others that are not known came before the plan."""
-        order = np.arange(len(places))
-        is_early = np.sort(places) < _FURTHER * (asked + order) + _SLACK_CHUNKS
+        is_early = np.sort(places) < (
+            _BEYOND_ASKED * asked + _BEYOND_CAME * np.arange(len(places)) + _SLACK_CHUNKS
+        )
         self._for = int(is_early.sum())
         self._against = len(places) - self._for + surprises
 
     def came(self, place: int, asked: int) -> None:
         """A chunk of the profile was touched, of which so many have been asked for."""
-        if place < _FURTHER * (asked + self._for) + _SLACK_CHUNKS:
+        if place < _BEYOND_ASKED * asked + _BEYOND_CAME * self._for + _SLACK_CHUNKS:
             self._for += 1
         else:
             self._against += 1
@@ -47,6 +49,6 @@ class Proof:
         self._against += 1
 
     @property
-    def chunks(self) -> float:
+    def chunks(self) -> int:
         """How many chunks have come true by more than chance."""
-        return max(0, self._for - self._against - _CHANCE_CHUNKS)
+        return min(self._for, 2 * max(0, self._for - self._against - _CHANCE_CHUNKS))

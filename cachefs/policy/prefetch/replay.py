@@ -20,7 +20,14 @@ from cachefs.errors import CachefsError
 from cachefs.policy.prefetch.learner import MOST_ROWS, SECTIONS, Rows
 from cachefs.policy.prefetch.proof import Proof
 from cachefs.policy.prefetch.seam import NOTHING, Access, Image, Wish
-from cachefs.policy.prefetch.starts import Likeness, confidence_of, folded, record_of, sound
+from cachefs.policy.prefetch.starts import (
+    LEAST_CONFIDENCE,
+    Likeness,
+    confidence_of,
+    folded,
+    record_of,
+    sound,
+)
 
 LONGEST_RECORD_S = 600.0
 _QUIET_S = 30.0
@@ -30,7 +37,6 @@ _LEAST_GROWTH = 0.02
 """In that interval, of all: less is no growth; not before the first minute is over."""
 _FIRST_GROWTH_S = 60.0
 
-_LEAST_CONFIDENCE = 0.5
 _SAME_PLACE = 0.5
 """If so many chunks lie where they lay, those whose content is gone are expected there too."""
 _REPLACED = 0.8
@@ -68,10 +74,11 @@ Places = npt.NDArray[np.int64]
 _NO_ROWS: Places = np.zeros(0, np.int64)
 
 
-class _Known:
-    """What is known of the starts of an image, where it lies in it."""
+class Known:
+    """What is known of the starts of an image, where it lies in it. Made in any thread."""
 
     def __init__(self, rows: Rows, image: Image) -> None:
+        rows = self.taught = sound(rows)
         found = image.find(np.ascontiguousarray(rows["key"]))
         place = rows["place"].astype(np.int64)
         is_found = found >= 0
@@ -142,7 +149,8 @@ class _Run:
         self.last_new_s = 0.0
         self.looked_s = 0.0
         self.looked_size = 0
-        self.at: _Known | None = None
+        self.at: Known | None = None
+        """The same, where it lies; while the start goes on."""
         self.is_touched = self.is_asked = np.zeros(0, np.bool_)
         """By the rows of what is known."""
         self.stages: list[list[_Part]] = []
@@ -199,9 +207,17 @@ class Replay:
         if not run.is_begun:
             run.begin_s = run.last_new_s = run.looked_s = time_s
             run.is_begun = True
-        if not len(run.known) or not run.is_recording:
+        if not len(run.known):
             return NOTHING
-        _place(run, image)
+        return self.knows(image, Known(run.known, image), time_s)
+
+    def knows(self, image: Image, known: Known, time_s: float) -> Sequence[Wish]:
+        """Teach what was found in an image already: that takes long, and may be done elsewhere."""
+        run = self._of(image)
+        run.known = known.taught
+        if not run.is_recording:
+            return NOTHING
+        _place(run, known, image)
         return self._next_stages(run, image, time_s)
 
     def observe(self, image: Image, access: Access) -> Sequence[Wish]:
@@ -339,18 +355,18 @@ def _end(run: _Run) -> None:
     run.more.clear()
 
 
-def _place(run: _Run, image: Image) -> None:
-    """Find what is known in the image, and plan by what was touched already: it was taught late."""
-    run.at = _Known(run.known, image)
-    run.is_touched = np.zeros(len(run.at.rows), np.bool_)
+def _place(run: _Run, known: Known, image: Image) -> None:
+    """Plan by what is known and what was touched already: it was taught late."""
+    run.at = known
+    run.is_touched = np.zeros(len(known.rows), np.bool_)
     run.is_asked = run.is_touched.copy()
     for chunk in run.touched:
         _believe(run, chunk)
     run.strange = sum(
-        chunk not in run.at.row_of and not _is_zero(image, chunk) for chunk in run.touched
+        chunk not in known.row_of and not _is_zero(image, chunk) for chunk in run.touched
     )
-    run.at.likeness.has_moved()
-    run.came = int((run.is_touched & (run.at.confidence() >= _LEAST_CONFIDENCE)).sum())
+    known.likeness.has_moved()
+    run.came = int((run.is_touched & (known.confidence() >= LEAST_CONFIDENCE)).sum())
     run.foreseen += run.came
     _plan(run, image)
 
@@ -360,7 +376,7 @@ def _plan(run: _Run, image: Image) -> None:
     at = run.at
     assert at is not None
     run.more.clear()
-    is_certain = at.confidence() >= _LEAST_CONFIDENCE
+    is_certain = at.confidence() >= LEAST_CONFIDENCE
     places = at.in_order(is_certain)
     came = places[run.is_touched[is_certain]]
     surprises = run.strange + int((run.is_touched & ~is_certain).sum())
@@ -378,7 +394,7 @@ def _add(run: _Run, image: Image) -> None:
     assert at is not None
     run.more.clear()
     is_news = ~run.is_touched[rows] & ~run.is_asked[rows]
-    rows = rows[is_news & (at.confidence(rows) >= _LEAST_CONFIDENCE)]
+    rows = rows[is_news & (at.confidence(rows) >= LEAST_CONFIDENCE)]
     run.expected.update(dict.fromkeys(at.chunks[rows].tolist(), 0))
     run.stages += reversed(at.staged(rows, image.chunk_bytes))
 
@@ -406,8 +422,8 @@ def _ask(run: _Run, first: int, count: int) -> None:
 
 def places_of(rows: Rows, image: Image) -> list[tuple[int, int]]:
     """Return the (first, count) of the chunks that a start probably touches, what is due first."""
-    known = _Known(sound(rows), image)
-    certain = np.flatnonzero(known.confidence() >= _LEAST_CONFIDENCE)
+    known = Known(rows, image)
+    certain = np.flatnonzero(known.confidence() >= LEAST_CONFIDENCE)
     stages = known.staged(certain, image.chunk_bytes)
     return [(first, count) for stage in stages for first, count, _, _ in stage]
 

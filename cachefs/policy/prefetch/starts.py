@@ -2,9 +2,11 @@
 
 A row for each chunk that one of the last 16 starts touched, with a bit for each of these. Starts
 are of different kinds (a boot, a resume of a snapshot, a look into the disk of another guest), so
-what counts is not how many touched a chunk, but whether those did that this one is like: a mixture
-of the starts, older and smaller ones worth less beforehand, in which each touch speaks for those
-that had it and against the others.
+what counts is not how many touched a chunk, but how many of the kind that this one is of: a mixture
+of kinds, older and smaller ones worth less beforehand, in which each touch speaks for those that
+had it and against the others. Within a kind the starts are a consensus: what only one of them did
+is most often not done again, however alike both are otherwise, and chunks that are *not* touched
+say so too late.
 """
 
 from __future__ import annotations
@@ -18,18 +20,23 @@ from cachefs.policy.prefetch.seam import Image
 Weights = npt.NDArray[np.float64]
 """(16,), of the starts, the newest first; the largest is 1."""
 
+_Flags = npt.NDArray[np.bool_]
+
 REMEMBERED = 16
+LEAST_CONFIDENCE = 0.6
+"""A chunk that is as certain is replayed."""
+_ALIKE = 0.15
+"""Starts that have so much of what either touched in common are of a kind."""
 _AGEING = 0.8
 """What a start counts for beside the next one."""
 _LEAST_CHUNKS = 16
 """A start that is not over and has touched fewer was a look."""
 _PART = 0.8
 """If so much of it lies in one that is remembered, it is a part of that one and says nothing."""
-_SURE = 0.9
-"""The chance that a start touches what one of its kind did."""
+_FOR, _AGAINST = np.log(0.9), np.log(0.1)
+"""What a touch says of a kind one of whose starts had it, and of one of which none had."""
 _MOST_DOUBT = 6.0
-"""Evidence is held against a start up to so much (of log likelihood): it may be like it after
-all."""
+"""Evidence is held against a kind up to so much (of log likelihood): it may be of it after all."""
 _MOST_TIMES = 4
 """A time is the mean of so many starts, about."""
 _MOVED = 0.2
@@ -101,16 +108,26 @@ def starts_in(rows: Rows) -> int:
     return int(np.bitwise_or.reduce(rows["which"])).bit_count() if len(rows) else 0
 
 
-def prior(rows: Rows) -> Weights:
-    """Return how likely a new start is to be like each, before it has touched anything."""
-    sizes = _bits(rows["which"]).sum(axis=0)
-    weights = _AGEING**_BITS * np.sqrt(sizes / max(1, sizes.max()))
-    return np.asarray(weights / max(weights.max(), 1e-9))
+def kinds(rows: Rows) -> _Flags:
+    """Return which starts are of each kind, (kinds, 16), that of the newest start first.
+
+    Starts that share much with each other are of a kind, and those that share much with these.
+    """
+    bits = _bits(rows["which"]).astype(np.int64)
+    both = bits.T @ bits
+    sizes = both.diagonal()
+    is_alike = both >= _ALIKE * np.maximum(1, sizes[:, None] + sizes - both)
+    for _ in range(4):  # 2**4 steps from one to another, as many as there are starts
+        is_alike = is_alike @ is_alike
+    found = np.unique(is_alike[sizes > 0] & (sizes > 0), axis=0)
+    return np.asarray(found[np.argsort(found.argmax(axis=1))], np.bool_)
 
 
 def confidence_of(rows: Rows, weights: Weights | None = None) -> npt.NDArray[np.float64]:
     """Return how certain each chunk is to be touched, (n,): the share of the starts, weighed."""
-    weights = prior(rows) if weights is None else weights
+    if not len(rows):
+        return np.zeros(0)
+    weights = Likeness(rows).weights() if weights is None else weights
     runs = weights.sum()
     seen = _bits(rows["which"]) @ weights
     share = (seen + 0.9 * seen / runs) / (runs + 1) + 0.1 * (seen >= runs - 1e-9) / (runs + 1)
@@ -118,31 +135,33 @@ def confidence_of(rows: Rows, weights: Weights | None = None) -> npt.NDArray[np.
 
 
 class Likeness:
-    """Which of the remembered starts the one of now is like."""
+    """Which of the known kinds of starts the one of now is of."""
 
     def __init__(self, rows: Rows) -> None:
-        self._prior = prior(rows)
-        self._for = np.zeros(REMEMBERED)
-        """The evidence for each: log likelihoods."""
+        of_kind = kinds(rows)
+        sizes = np.array([_bits(rows["which"])[:, kind].sum(axis=0).max() for kind in of_kind])
+        ages = np.where(of_kind, _AGEING**_BITS, 0.0)
+        self._prior = ages.max(axis=1) * np.sqrt(sizes / max(1, sizes.max(initial=0)))
+        self._ages = ages / np.maximum(ages.max(axis=1, keepdims=True), 1e-9)
+        self._masks = of_kind @ (1 << _BITS)
+        self._for = np.zeros(len(of_kind))
+        """The evidence for each kind: log likelihoods."""
         self._has_news = False
-        self._votes: dict[int, Weights] = {}
         self._planned = self.weights()
 
     def touched(self, which: int) -> None:
         """A chunk was touched that these starts had."""
-        votes = self._votes.get(which)
-        if votes is None:
-            has = which >> _BITS & 1
-            votes = self._votes[which] = np.log(np.where(has, _SURE, 1 - _SURE))
-        self._for += votes
+        if len(self._for) < 2:
+            return
+        self._for += np.where(which & self._masks, _FOR, _AGAINST)
         self._for -= self._for.max()
         np.maximum(self._for, -_MOST_DOUBT, out=self._for)
         self._has_news = True
 
     def weights(self) -> Weights:
-        """Return how likely it is to be like each."""
-        weights = self._prior * np.exp(self._for)
-        return np.asarray(weights / max(weights.max(), 1e-9))
+        """Return what each start says of this one: of those of a kind, older ones less."""
+        weights = (self._prior * np.exp(self._for)) @ self._ages
+        return np.asarray(weights / max(weights.max(initial=0.0), 1e-9))
 
     def has_moved(self) -> bool:
         """Whether it has come to be like another than when this was last true."""

@@ -31,7 +31,12 @@ def manifest_of(
     """Make a manifest with data at these chunk indexes, every record of them another."""
     records = np.zeros(len(indexes), RECORD_DTYPE)
     for row, index in enumerate(indexes):
-        records[row] = (index.to_bytes(32, "big"), index % packs, index * 7 % 2**32, index % 99 + 1)
+        records[row] = (
+            index.to_bytes(32, "little"),
+            index % packs,
+            index * 7 % 2**32,
+            index % 99 + 1,
+        )
     return Manifest(
         max(0, chunk_count * CHUNK - short_bytes),
         CHUNK,
@@ -46,7 +51,9 @@ def expected_chunk(manifest: Manifest, index: int, indexes: list[int], packs: in
     if index not in indexes:
         return zero_chunk(plain_bytes)
     pack = bytes([index % packs]) * 32
-    return ChunkRef(index.to_bytes(32, "big"), plain_bytes, pack, index * 7 % 2**32, index % 99 + 1)
+    return ChunkRef(
+        index.to_bytes(32, "little"), plain_bytes, pack, index * 7 % 2**32, index % 99 + 1
+    )
 
 
 @contextmanager
@@ -78,7 +85,9 @@ def test_every_record_is_the_manifests(
             expected = expected_chunk(manifest, index, indexes)
             assert table.chunk(index) == expected
             assert table.id_at(index) == expected.id
-        assert sorted(table.ids()) == [index.to_bytes(32, "big") for index in indexes]
+        keys, places = table.keys()
+        assert keys.tolist() == places.tolist() == indexes
+        assert set(table.ids()) == {index.to_bytes(32, "little") for index in indexes}
 
 
 @pytest.mark.parametrize("count", [1, PAGE_RECORDS - 1, PAGE_RECORDS, PAGE_RECORDS + 1, 1000])
@@ -158,6 +167,16 @@ def test_a_flipped_length_does_not_cost_memory(
     assert max(asked) < MIB
 
 
+def test_a_flipped_bit_in_a_page_fails_the_read_of_all_keys(tmp_path: Path) -> None:
+    path = tmp_path / "table"
+    write_table(manifest_of(list(range(300)), 300), path)
+    table = ManifestTable(path, PageCache(MIB))
+    flip(path, path.stat().st_size - 2 * PAGE_BYTES, 3)
+    with pytest.raises(TableDamagedError, match="is damaged"):
+        table.keys()
+    table.close()
+
+
 def test_a_table_that_was_cut_is_damaged_wherever_it_was(tmp_path: Path) -> None:
     indexes = list(range(100))
     manifest = manifest_of(indexes, 100)
@@ -182,12 +201,12 @@ def test_two_tables_do_not_mix_their_pages(tmp_path: Path) -> None:
     for number, manifest in enumerate([first, second]):
         write_table(manifest, tmp_path / str(number))
     one = ManifestTable(tmp_path / "0", pages)
-    assert one.id_at(5) == (5).to_bytes(32, "big")
+    assert one.id_at(5) == (5).to_bytes(32, "little")
     one.close()
     two = ManifestTable(tmp_path / "1", pages)  # as a rule with the same fd
-    assert two.id_at(5) == (5).to_bytes(32, "big")
+    assert two.id_at(5) == (5).to_bytes(32, "little")
     assert two.id_at(0) == b""
-    assert two.id_at(14) == (14).to_bytes(32, "big")
+    assert two.id_at(14) == (14).to_bytes(32, "little")
     two.close()
 
 

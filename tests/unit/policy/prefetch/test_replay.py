@@ -7,7 +7,7 @@ from cachefs.policy.prefetch.learner import Rows
 from cachefs.policy.prefetch.profile import Profile, merge
 from cachefs.policy.prefetch.replay import Replay
 from cachefs.policy.prefetch.seam import Access, Wish
-from cachefs.policy.prefetch.starts import confidence_of, folded
+from cachefs.policy.prefetch.starts import confidence_of, folded, kinds
 from cachefs.simulate.ahead import Recorded, unlike_keys
 
 CHUNK = 65536
@@ -227,6 +227,23 @@ def test_a_start_may_turn_out_to_be_another() -> None:
     for at, chunk in enumerate([400, 401, 402, *range(0, 200, 10)]):
         wishes += arm.observe(image, Access(at / 100, 1, chunk, 1))
     assert wished(wishes) >= set(range(200, 250))
+
+
+def test_starts_that_share_little_are_of_different_kinds() -> None:
+    assert kinds(of_two_kinds()).sum(axis=1).tolist() == [3, 1]
+    assert kinds(of_two_kinds())[0, :4].tolist() == [True, False, True, True]
+    assert not len(kinds(of_two_kinds()[:0]))
+
+
+def test_of_a_kind_what_few_starts_did_is_not_expected_of_a_new_one() -> None:
+    """Each boot of another workload reads what all read, and something of its own."""
+    rows = None
+    for workload in range(5):
+        _, rows = boot([*range(200), *range(300 + 100 * workload, 400 + 100 * workload)], rows)
+    assert rows is not None
+    assert len(kinds(rows)) == 1
+    wishes, _ = boot([*range(100), *range(300, 320), *range(900, 950)], rows)
+    assert wished(wishes) == set(range(200))
 
 
 def test_a_start_that_ended_early_is_remembered_if_it_was_of_another_kind() -> None:
