@@ -17,14 +17,14 @@ from dataclasses import dataclass
 
 from cachefs.units import MIB
 
-SHARE = 1 / 32
+SHARE = 1 / 40
 """Of the bytes that readers fetch, or use after they were fetched ahead: so much may be lost."""
 FLOOR_BYTES = MIB
 """May be lost before anything was read: a file of some MiB is over before it has earned any."""
 MOST_SAVED_BYTES = 4 * MIB
 """May be lost at once by a reader that was right for hours, and begins to jump."""
 MOST_OWED_BYTES = 16 * MIB
-"""More is forgiven; it takes 512 MiB of reads to earn that."""
+"""More is forgiven; it takes 640 MiB of reads to earn that."""
 _EVIDENT_SHARE = 1 / 4
 _OWING_SHARE = 1 / 32
 """Of the length of a run: the window that it gets while something is owed, and a chunk at least."""
