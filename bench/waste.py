@@ -1,7 +1,9 @@
 """What random readers pay for fetching ahead: chunks that were fetched and that nobody read.
 
-Reads at random places of an image that no codec makes smaller, one after another, with an empty L1.
+Runs at random places of an image that no codec makes smaller, one after another, with an empty L1.
 What the kernel's own readahead asks for beyond a buffered read is in `fetched`, and not `ahead`.
+Nothing is known of the image, but where a case says that others have read it before: then there is
+a profile of that.
 Run it as `make bench-waste`.
 """
 
@@ -22,17 +24,22 @@ from cachefs.units import KIB, MIB
 
 WANTED_SHARE = 0.05
 CHUNK_BYTES = 64 * KIB
+SEED = 3
 SETTLE_S = 7.5
 """After the close: then what was not read counts as wasted."""
 
 
 class Case(NamedTuple):
-    """Reads of one size."""
+    """Runs of one size."""
 
     name: str
     size_bytes: int
-    reads: int
+    runs: int
     is_direct: bool
+    read_bytes: int = 0
+    """Of one read; 0: a run is one."""
+    before: int = 0
+    """Random readers of other places, whom the image's profile remembers."""
 
 
 CASES = (
@@ -41,37 +48,71 @@ CASES = (
     Case("64 KiB, O_DIRECT", 64 * KIB, 600, True),
     Case("64 KiB, buffered", 64 * KIB, 600, False),
     Case("128 KiB, O_DIRECT", 128 * KIB, 500, True),
+    Case("256 KiB, O_DIRECT", 256 * KIB, 300, True),
+    Case("256 KiB, buffered", 256 * KIB, 300, False),
     Case("1 MiB, O_DIRECT", MIB, 150, True),
     Case("1 MiB, buffered", MIB, 150, False),
+    Case("3 MiB, O_DIRECT", 3 * MIB, 60, True),
     Case("3 MiB, buffered", 3 * MIB, 60, False),
+    Case("256 KiB by 32 KiB, O_DIRECT", 256 * KIB, 300, True, 32 * KIB),
+    Case("1 MiB by 128 KiB, O_DIRECT", MIB, 150, True, 128 * KIB),
+    Case("1 MiB by 128 KiB, buffered", MIB, 150, False, 128 * KIB),
+    Case("3 MiB by 128 KiB, O_DIRECT", 3 * MIB, 60, True, 128 * KIB),
+    Case("3 MiB by 128 KiB, buffered", 3 * MIB, 60, False, 128 * KIB),
+    Case("4 KiB, O_DIRECT, one before", 4 * KIB, 1500, True, before=1),
+    Case("64 KiB, O_DIRECT, one before", 64 * KIB, 600, True, before=1),
+    Case("64 KiB, O_DIRECT, three before", 64 * KIB, 600, True, before=3),
+    Case("64 KiB, buffered, one before", 64 * KIB, 600, False, before=1),
+    Case("1 MiB, buffered, one before", MIB, 150, False, before=1),
+    Case("3 MiB, buffered, three before", 3 * MIB, 60, False, before=3),
 )
 
 
-def read_at_random(path: Path, case: Case) -> int:
+def read_at_random(path: Path, case: Case, seed: int) -> int:
     """Read, and return how many chunks were touched."""
-    chance = random.Random(3)
+    chance = random.Random(seed)
     touched: set[int] = set()
+    read_bytes = case.read_bytes or case.size_bytes
     fd = os.open(path, os.O_RDONLY | (os.O_DIRECT if case.is_direct else 0))
     try:
         size_bytes = os.fstat(fd).st_size
-        with mmap.mmap(-1, case.size_bytes) as buffer:
-            for _ in range(case.reads):
-                at = chance.randrange((size_bytes - case.size_bytes) // 4096) * 4096
-                os.preadv(fd, [buffer], at)
-                last = (at + case.size_bytes - 1) // CHUNK_BYTES
-                touched.update(range(at // CHUNK_BYTES, last + 1))
+        with mmap.mmap(-1, read_bytes) as buffer:
+            for _ in range(case.runs):
+                begin = chance.randrange((size_bytes - case.size_bytes) // 4096) * 4096
+                for at in range(begin, begin + case.size_bytes, read_bytes):
+                    os.preadv(fd, [buffer], at)
+                last = (begin + case.size_bytes - 1) // CHUNK_BYTES
+                touched.update(range(begin // CHUNK_BYTES, last + 1))
     finally:
         os.close(fd)
     return len(touched)
 
 
+def measured(work: Path, case: Case, seed: int) -> tuple[int, dict[str, int]]:
+    """Read through a new mount; returns the chunks touched, and the metrics after the close.
+
+    What the image's profile was before it has been read, it is again, and one reader more.
+    """
+    shutil.rmtree(work / "cache", ignore_errors=True)
+    shutil.rmtree(work / "store/profiles", ignore_errors=True)
+    profile = work / "profile"
+    with mounts.mounted_store(work / "store", work) as mountpoint:
+        if profile.exists():
+            mounts.run_cachefs("profile", "import", str(mountpoint), "image", str(profile))
+        touched = read_at_random(mountpoint / "image", case, seed)
+        time.sleep(SETTLE_S)
+        mounts.run_cachefs("profile", "export", str(mountpoint), "image", str(profile))
+        return touched, mounts.status(mountpoint)["daemon"]["metrics"]
+
+
 @click.command()
 @click.option("--size-mib", default=512, show_default=True, help="Size of the image.")
+@click.option("--only", default="", help="Cases whose names have this in them.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write the table here, too.")
-def main(size_mib: int, markdown: Path | None) -> None:
+def main(size_mib: int, only: str, markdown: Path | None) -> None:
     """Measure what random readers waste."""
     table = Table(
-        f"Random reads of {size_mib} MiB, empty L1, one after another",
+        f"Runs at random places of {size_mib} MiB, empty L1, one after another",
         ["", "chunks touched", "fetched", "of them ahead", "ahead and read", "bytes wasted"],
     )
     with tempfile.TemporaryDirectory(prefix="waste-") as name:
@@ -80,11 +121,12 @@ def main(size_mib: int, markdown: Path | None) -> None:
         mounts.run_cachefs("init", str(work / "store"))
         mounts.import_image(work / "store", image, "image")
         for case in CASES:
-            shutil.rmtree(work / "cache", ignore_errors=True)
-            with mounts.mounted_store(work / "store", work) as mountpoint:
-                touched = read_at_random(mountpoint / "image", case)
-                time.sleep(SETTLE_S)
-                metrics = mounts.status(mountpoint)["daemon"]["metrics"]
+            if only not in case.name:
+                continue
+            (work / "profile").unlink(missing_ok=True)
+            for earlier in range(case.before):
+                measured(work, case, SEED + 1 + earlier)
+            touched, metrics = measured(work, case, SEED)
             share = metrics["ahead_wasted_bytes"] / max(1, metrics["l3_frame_bytes"])
             read = metrics["ahead_used"] + metrics["ahead_late"]
             counts = (touched, metrics["l3_chunks"], metrics["ahead_chunks"], read)

@@ -22,6 +22,10 @@ _TRUST = 8.0
 _MOST_PENDING = 8_192
 _PATIENCE = 128
 """A wish is said again after so many new chunks: it may have been passed over."""
+_SOON = 128
+"""What did not come true within so many new chunks counts as wrong until it does. If it counted
+only at the horizon, whoever reads at random what is known would be taken for right until then,
+because what comes true by chance counts at once."""
 
 
 class Calibration:
@@ -30,6 +34,7 @@ class Calibration:
     __slots__ = (
         "_came",
         "_counted",
+        "_doubted",
         "_horizon",
         "_judged",
         "_order",
@@ -53,6 +58,8 @@ class Calibration:
         """Chunk: kind, tick."""
         self._order: deque[tuple[int, int]] = deque()
         """Tick, chunk."""
+        self._doubted: deque[tuple[int, int]] = deque()
+        """The same, of those that may still come true soon."""
         self._wished: dict[int, tuple[int, int]] = {}
         self._tick = 0
         self._turn = 0
@@ -70,6 +77,7 @@ class Calibration:
         ):
             self._pending[chunk] = (kind, self._tick)
             self._order.append((self._tick, chunk))
+            self._doubted.append((self._tick, chunk))
         confidence = self.confidences[kind]
         if confidence < floor:
             return 0.0
@@ -86,14 +94,19 @@ class Calibration:
         self._tick = tick = self._tick + 1
         found = self._pending.pop(chunk, None)
         if found is not None:
-            self._follow(found[0], 1.0)
+            self._follow(found[0], came=1.0, counted=float(found[1] >= tick - _SOON))
+        doubted = self._doubted
+        while doubted and doubted[0][0] < tick - _SOON:
+            since, late = doubted.popleft()
+            missed = self._pending.get(late)
+            if missed is not None and missed[1] == since:
+                self._follow(missed[0], came=0.0, counted=1.0)
         order = self._order
         while order and order[0][0] < tick - self._horizon:
             since, late = order.popleft()
             missed = self._pending.get(late)
             if missed is not None and missed[1] == since:
                 del self._pending[late]
-                self._follow(missed[0], 0.0)
 
     def judged(self, chunk: int, was_used: bool) -> None:
         """A chunk that was wished for was fetched, and was used or not."""
@@ -108,9 +121,9 @@ class Calibration:
             self._judged[kind] /= 2
         self._work_out(kind)
 
-    def _follow(self, kind: int, came: float) -> None:
+    def _follow(self, kind: int, came: float, counted: float) -> None:
         self._came[kind] += came
-        self._counted[kind] += 1.0
+        self._counted[kind] += counted
         if self._counted[kind] > _MOST_FOLLOWED:
             self._came[kind] /= 2
             self._counted[kind] /= 2
@@ -119,7 +132,7 @@ class Calibration:
         self._work_out(kind)
 
     def _work_out(self, kind: int) -> None:
-        followed = self._came[kind] / self._counted[kind]
+        followed = min(1.0, self._came[kind] / self._counted[kind])
         self.confidences[kind] = (followed * _TRUST + self._used[kind]) / (
             _TRUST + self._judged[kind]
         )

@@ -13,6 +13,7 @@ from cachefs.policy.prefetch.learner import Rows
 from cachefs.policy.prefetch.seam import Image
 from cachefs.policy.prefetch.starts import LEAST_CONFIDENCE, Likeness, confidence_of, sound
 
+Flags = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.int64]
 Part = tuple[int, int, float, int]
 """First chunk, how many, confidence, ms after the open at which they are due."""
@@ -79,6 +80,13 @@ class Known:
         more: Places = near[self._run[near] == run]
         self._worth[more] = _REPLACED
         return more
+
+    def in_order(self, is_certain: Flags) -> Places:
+        """Return the places of these rows among each other, in the order of time."""
+        order = np.argsort(self.rows["time_ms"][is_certain], kind="stable")
+        places: Places = np.empty_like(order)
+        places[order] = np.arange(len(order))
+        return places
 
     def staged(self, rows: Places, chunk_bytes: int) -> list[Places]:
         """Return these rows in stages that grow, in the order of time."""

@@ -17,6 +17,7 @@ import numpy as np
 from cachefs.errors import CachefsError
 from cachefs.policy.prefetch.known import Known, Places
 from cachefs.policy.prefetch.learner import MOST_ROWS, SECTIONS, Rows
+from cachefs.policy.prefetch.proof import Proof
 from cachefs.policy.prefetch.seam import NOTHING, Access, Image, Wish
 from cachefs.policy.prefetch.starts import LEAST_CONFIDENCE, folded, record_of, sound
 
@@ -29,8 +30,7 @@ _LEAST_GROWTH = 0.02
 _FIRST_GROWTH_S = 60.0
 
 _FREE_BYTES = 2 * 2**20
-"""Of stages that need no evidence, each time that a start turns out to be like another one."""
-_MOST_TURNS = 4
+"""Of stages that need no evidence."""
 _MOST_PLANS = 16
 """Each looks at all that is known: a profile without sense must not make one at each touch."""
 _LEVERAGE = 8
@@ -67,7 +67,11 @@ class _Run:
         """By the rows of what is known."""
         self.stages: list[Places] = []
         """The next stage last."""
-        self.expected: dict[int, None] = {}
+        self.expected: dict[int, int] = {}
+        """Chunk: its place in the order of time."""
+        self.proof = Proof()
+        self.strange = 0
+        """Touched and not in the profile (none are zero)."""
         self.asked = 0
         self.came = 0
         self.turns = 1
@@ -160,11 +164,14 @@ class Replay:
         expected, touched = run.expected, run.touched
         for chunk in range(access.first, access.first + access.count):
             is_new = run.is_recording and chunk not in touched
-            if chunk in expected:
-                del expected[chunk]
+            place = expected.pop(chunk, None)
+            if place is not None:
                 came += 1
+                run.proof.came(place, run.asked)
             elif is_new and len(run.known) and not _is_zero(image, chunk):
                 run.surprises += 1
+                run.proof.surprised()
+                run.strange += run.at is not None and chunk not in run.at.row_of
             if is_new and len(touched) < MOST_ROWS:
                 touched[chunk] = int(max(0.0, now_s - run.begin_s) * 1e3)
                 run.last_new_s = now_s
@@ -178,11 +185,10 @@ class Replay:
     def _next_stages(self, run: _Run, image: Image, now_s: float) -> list[Wish]:
         wishes: list[Wish] = []
         measured = (run.used + _TRUST) / (run.judged + _TRUST)
-        free_bytes = min(run.turns, _MOST_TURNS) * _FREE_BYTES
         is_sure = run.came >= _SURE_CHUNKS and run.goes_as_known(prior_chunks=0)
         leverage = _SURE_LEVERAGE if is_sure else _LEVERAGE
         while run.stages and run.at is not None:
-            allowed = free_bytes + leverage * run.came * image.chunk_bytes
+            allowed = _FREE_BYTES + leverage * run.proof.chunks * image.chunk_bytes
             if run.asked * image.chunk_bytes >= allowed * measured:
                 break
             stage = run.stages.pop()
@@ -269,6 +275,9 @@ def _place(run: _Run, known: Known, image: Image) -> None:
     run.is_asked = run.is_touched.copy()
     for chunk in run.touched:
         _believe(run, chunk)
+    run.strange = sum(
+        chunk not in known.row_of and not _is_zero(image, chunk) for chunk in run.touched
+    )
     known.likeness.has_moved()
     run.came = int((run.is_touched & (known.confidence() >= LEAST_CONFIDENCE)).sum())
     run.foreseen += run.came
@@ -280,8 +289,14 @@ def _plan(run: _Run, image: Image) -> None:
     at = run.at
     assert at is not None
     run.more.clear()
-    certain = (at.confidence() >= LEAST_CONFIDENCE) & ~run.is_touched
-    run.expected = dict.fromkeys(at.chunks[certain].tolist())
+    is_certain = at.confidence() >= LEAST_CONFIDENCE
+    places = at.in_order(is_certain)
+    came = places[run.is_touched[is_certain]]
+    surprises = run.strange + int((run.is_touched & ~is_certain).sum())
+    run.proof.begin_anew(came, run.asked, surprises)
+    certain = is_certain & ~run.is_touched
+    places = places[~run.is_touched[is_certain]]
+    run.expected = dict(zip(at.chunks[certain].tolist(), places.tolist(), strict=True))
     run.stages = at.staged(np.flatnonzero(certain & ~run.is_asked), image.chunk_bytes)
     run.stages.reverse()
 
@@ -293,7 +308,7 @@ def _add(run: _Run, image: Image) -> None:
     run.more.clear()
     is_news = ~run.is_touched[rows] & ~run.is_asked[rows]
     rows = rows[is_news & (at.confidence(rows) >= LEAST_CONFIDENCE)]
-    run.expected.update(dict.fromkeys(at.chunks[rows].tolist()))
+    run.expected.update(dict.fromkeys(at.chunks[rows].tolist(), 0))
     run.stages += reversed(at.staged(rows, image.chunk_bytes))
 
 

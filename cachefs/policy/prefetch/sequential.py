@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from cachefs.policy.prefetch.pattern import Pattern
 from cachefs.policy.prefetch.seam import NOTHING, Access, Image, Wish
+from cachefs.policy.prefetch.stakes import Stakes
 from cachefs.policy.prefetch.streams import Kind, Stream, Streams
 from cachefs.units import MIB
 
@@ -31,6 +32,7 @@ _FADE = 1 / 256
 
 @dataclass(slots=True)
 class _Watched:
+    stakes: Stakes
     streams: Streams = field(default_factory=Streams)
     pattern: Pattern = field(default_factory=Pattern)
     wasted: float = 0.0
@@ -48,7 +50,7 @@ class Sequential:
 
     def opened(self, image: Image, time_s: float) -> Sequence[Wish]:
         """See Arm."""
-        self._images[id(image)] = _Watched()
+        self._images[id(image)] = _Watched(Stakes(image.chunk_bytes))
         return NOTHING
 
     def closed(self, image: Image, time_s: float) -> None:
@@ -60,6 +62,8 @@ class Sequential:
         watched = self._images.get(id(image))
         if watched is not None:
             watched.wasted += _FADE * ((not was_used) - watched.wasted)
+            if was_used:
+                watched.stakes.used(chunk)
 
     def pattern(self, image: Image) -> Pattern:
         """Return what the accesses of an image look like."""
@@ -70,26 +74,35 @@ class Sequential:
         """See Arm."""
         watched = self._images.get(id(image))
         if watched is None:
-            watched = self._images[id(image)] = _Watched()
+            watched = self._images[id(image)] = _Watched(Stakes(image.chunk_bytes))
         stream = watched.streams.observe(access, image.chunk_bytes)
         watched.pattern.add(stream.kind, access.reads, access.time_s)
+        watched.stakes.read(access.count, is_hit=access.is_hit)
         wishes = self._turned(watched, access.time_s)
         if not stream.is_established:
             return wishes
-        window_bytes = self._window_bytes(watched, stream)
+        if stream.ahead_to is not None:
+            _note_ahead(watched.stakes, stream, image)
+        window_bytes = self._window_bytes(watched, stream, image)
         if window_bytes < min(image.chunk_bytes, stream.run_bytes):
             return wishes
         if stream.kind is Kind.STRIDED:
-            return [*wishes, *_steps(stream, image, window_bytes)]
-        wish = _onwards(watched, stream, image, window_bytes)
-        return [*wishes, wish] if wish else wishes
+            guesses = _steps(stream, image, window_bytes)
+        else:
+            guesses = _onwards(watched, stream, image, window_bytes)
+        if guesses:
+            _note_ahead(watched.stakes, stream, image)
+        return [*wishes, *guesses]
 
-    def _window_bytes(self, watched: _Watched, stream: Stream) -> int:
+    def _window_bytes(self, watched: _Watched, stream: Stream, image: Image) -> int:
         window_bytes = int(min(stream.run_bytes, self.ceiling_bytes) * (1 - watched.wasted) ** 2)
         if stream.kind is Kind.STRIDED:
-            return window_bytes
+            cost = _step_cost(stream, image)
+            bound_bytes = watched.stakes.window_bytes(stream.number, int(stream.run_bytes * cost))
+            return min(window_bytes, int(bound_bytes / cost))
+        bound_bytes = watched.stakes.window_bytes(stream.number, stream.run_bytes)
         reach_bytes = watched.streams.lengths.reach(stream.run_bytes)[0]
-        return min(window_bytes, max(0, reach_bytes - stream.run_bytes))
+        return min(window_bytes, max(0, reach_bytes - stream.run_bytes), bound_bytes)
 
     def _turned(self, watched: _Watched, time_s: float) -> list[Wish]:
         """Take back what streams that have turned elsewhere had wished for."""
@@ -99,7 +112,30 @@ class Sequential:
         return [Wish(0, 0, 0.0, stream=s.number) for s in gone if s.ahead_to is not None]
 
 
-def _onwards(watched: _Watched, stream: Stream, image: Image, window_bytes: int) -> Wish | None:
+def _step_cost(stream: Stream, image: Image) -> float:
+    """Return how many bytes a step of a stride makes be fetched, for each that it reads."""
+    return max(1.0, image.chunk_bytes / stream.size_bytes)
+
+
+def _note_ahead(stakes: Stakes, stream: Stream, image: Image) -> None:
+    """Let the account know how far a stream is run ahead of."""
+    ahead, chunk_bytes, run_bytes = stream.ahead_to, image.chunk_bytes, stream.run_bytes
+    assert ahead is not None
+    if stream.kind is Kind.FORWARD:
+        chunks = range((stream.end - 1) // chunk_bytes + 1, ahead)
+    elif stream.kind is Kind.BACKWARD:
+        chunks = range(stream.begin // chunk_bytes - 1, ahead, -1)
+    else:
+        steps = range(stream.begin + stream.stride_bytes, ahead, stream.stride_bytes)
+        step = max(1, abs(stream.stride_bytes) // chunk_bytes)
+        step = step if stream.stride_bytes > 0 else -step
+        first = (stream.begin + stream.stride_bytes) // chunk_bytes
+        chunks = range(first, first + step * len(steps), step)
+        run_bytes = int(run_bytes * _step_cost(stream, image))
+    stakes.goes_on(stream.number, run_bytes, chunks)
+
+
+def _onwards(watched: _Watched, stream: Stream, image: Image, window_bytes: int) -> list[Wish]:
     """Return what comes after a forward run, or before a backward one."""
     chunk_bytes = image.chunk_bytes
     window = window_bytes // chunk_bytes
@@ -111,11 +147,11 @@ def _onwards(watched: _Watched, stream: Stream, image: Image, window_bytes: int)
     limit = image.chunks - ahead if step > 0 else ahead + 1
     missing = min(window - (ahead - edge) * step + 1, limit)
     if missing <= 0 or (missing < limit and missing < -(-window // _TRIGGER_PARTS)):
-        return None
+        return []
     first = ahead if step > 0 else ahead - missing + 1
     stream.ahead_to = ahead + step * missing
     chance = watched.streams.lengths.reach(stream.run_bytes)[1]
-    return Wish(first, missing, chance, stream=stream.number)
+    return [Wish(first, missing, chance, stream=stream.number)]
 
 
 def _steps(stream: Stream, image: Image, window_bytes: int) -> list[Wish]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from cachefs.policy.evict.names import make_policy
 from cachefs.policy.evict.order import Ticks
 from cachefs.policy.prefetch.association import Association, _Pairs
+from cachefs.policy.prefetch.calibration import Calibration
 from cachefs.policy.prefetch.markov import Markov
 from cachefs.policy.prefetch.novelty import RECENT, Novelty
 from cachefs.policy.prefetch.recurrence import Recurrence
@@ -137,3 +139,15 @@ def test_only_chunks_that_may_be_strong_are_judged_and_it_makes_no_difference(
         some.take(chunk)
     assert before > 5_000
     assert judged < CHUNKS / 10
+
+
+def test_what_comes_true_by_chance_is_not_believed_before_its_horizon() -> None:
+    """One of six expectations comes true some time; what does not is known to be wrong soon."""
+    calibration, chance = Calibration(1), Random(1)
+    believed = 0
+    for turn in range(2_000):
+        believed += calibration.expect(chance.randrange(6_000), 0, floor=0.7) > 0
+        calibration.seen(chance.randrange(1_000))
+        if turn == 300:
+            believed = 0
+    assert not believed
