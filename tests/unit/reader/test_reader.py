@@ -1,10 +1,12 @@
 """The reader over a real store and a real L1; a real fetcher answers in this process."""
 
+import errno
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import trio
@@ -17,6 +19,7 @@ from cachefs.index.segments import INDEX_MASK, slot_class
 from cachefs.reader import MAX_READ_BYTES, Reader
 from cachefs.store.store import Store
 from cachefs.tiers.fetcher import Fetcher
+from cachefs.tiers.flight import Flight
 from cachefs.tiers.jobs import Outcome
 from cachefs.tiers.scrub import Scrub
 from cachefs.tiers.stack import Stack
@@ -502,6 +505,29 @@ async def test_a_disk_that_hangs_costs_its_patience_and_no_read_more_than_its_de
         monkeypatch.undo()
         release.set()
         assert await reader.read(table, 0, CHUNK) == DATA[:CHUNK]
+
+
+async def test_flights_of_others_that_land_on_a_disk_that_fails_end_no_read(
+    store: Store, table: ManifestTable, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, others = Stack.flights, iter(range(4))
+
+    def joined(
+        stack: Stack, *arguments: Any, is_kept: bool = True
+    ) -> AbstractContextManager[list[Flight]]:
+        return real(stack, *arguments, is_kept=is_kept or next(others, None) is not None)
+
+    async def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, "the disk")
+
+    monkeypatch.setattr(Stack, "flights", joined)
+    monkeypatch.setattr(Reader, "_read_slot", fail)
+    monkeypatch.setattr(os, "preadv", _again)
+    monkeypatch.setattr(cache.l1.health, "failed", lambda: None)  # as between its failures
+    async with reading(cache, prompt(store)) as reader:
+        assert await reader.read(table, 0, CHUNK) == DATA[:CHUNK]
+    assert next(others, None) is None
+    assert cache.l1.metrics.read_errors == 0
 
 
 async def test_what_waits_at_once_is_one_stall(
