@@ -187,7 +187,7 @@ class Model:
 ACTIONS = ["put", "put", "put", "drop", "drop", "renew", "take", "write", "fail"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(5, 80))
 def test_residency_is_a_dict_that_survives_failed_commits(seed: int, steps: int) -> None:
     """Puts, drops and commits that succeed or fail, in any order, against dicts."""
