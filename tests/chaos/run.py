@@ -183,7 +183,7 @@ def _told(mount: Mount) -> list[str]:
 
 
 def _wait_until(condition: Callable[[], object], what: str) -> None:
-    wait_for(condition, what, 20)
+    wait_for(condition, what)
 
 
 def _report(mount: Mount, findings: Findings, record: Record) -> str:

@@ -31,7 +31,7 @@ LATEST_S = 0.25
 
 CHUNK = 4 * KIB
 DATA = {f"guest-{number}": noise(64 * CHUNK, number) for number in range(24)}
-QUIET_WAIT_S = 30.0
+QUIET_WAIT_S = 60.0
 
 
 @pytest.fixture

@@ -135,7 +135,7 @@ def test_a_read_waits_for_the_store_until_its_deadline(mounts: Mounts, store: St
     wait_for(lambda: mount.metrics()["l3_retries"] >= 2, "retries")
     assert mount.metrics()["waiting_reads"] >= 1
     outage.end()
-    reader.join(20)
+    reader.join(60)
     assert found == [COLD]
     assert mount.metrics()["read_errors"] == 0
 
@@ -175,7 +175,7 @@ def test_many_readers_in_an_outage_leave_the_mount_responsive(mount: Mount, stor
     assert seconds(mount.ask_daemon) < 1
     assert seconds(lambda: read_direct(mount / "warm", 0, CHUNK_BYTES)) < 1
     for reader in readers:
-        reader.join(20)
+        reader.join(60)
     assert [error.errno for error in failures] == [5] * 40
     outage.end()
     assert read_direct(mount / "cold") == COLD

@@ -174,7 +174,7 @@ def test_the_server_is_gone_for_a_while(mount: Mount, proxy: HttpProxy) -> None:
     wait_for(lambda: mount.metrics()["waiting_reads"] >= 1, "a reader that waits")
     time.sleep(1)
     proxy.go_up()
-    reader.join(20)
+    reader.join(60)
     assert found == [COLD]
     wait_for(lambda: mount.daemon()["store"]["error"] is None, "the end of the outage", 6)
     assert mount.metrics()["fetcher_deaths"] == 0

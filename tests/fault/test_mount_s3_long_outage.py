@@ -152,11 +152,11 @@ def test_a_long_outage_under_load(mount: Mount, proxy: HttpProxy, kind: str) -> 
             proxy.go_up()
         proxy.script.play_always(Fault(delay_s=0.02), lambda call: "/packs/" in call)
         for thread in missing:
-            thread.join(30)
+            thread.join(60)
         asked = proxy.script.matched
     finally:
         load.is_over.set()
-        hitting.join(30)
+        hitting.join(60)
     assert load.wrong == []
     assert len(load.fetched_s) == CHUNKS - 1
 

@@ -91,7 +91,7 @@ def read_only_folder(folder: Path) -> Iterator[ReadOnlyFolder]:
     try:
         yield ReadOnlyFolder(store)
     finally:
-        subprocess.run(["umount", "-l", path], check=True, timeout=30)
+        subprocess.run(["umount", "-l", path], check=True, timeout=60)
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def no_right_to_put(server: S3Server, url: str) -> Iterator[NoRightToPut]:
 
 
 def mount_command(*arguments: str | Path) -> None:
-    subprocess.run(["mount", *arguments], check=True, timeout=30)
+    subprocess.run(["mount", *arguments], check=True, timeout=60)
 
 
 def is_stored(store: Store, key: str) -> bool:
