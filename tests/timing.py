@@ -5,14 +5,20 @@ from pathlib import Path
 
 
 class Stopwatch:
-    """Seconds since it was made, without those in which this thread waited for a processor."""
+    """What has passed since it was made, for the thread that asks."""
 
     def __init__(self) -> None:
-        self._begun_s = time.monotonic() - _queued_s()
+        self._begun_s, self._queued_s = time.monotonic(), _queued_s()
+
+    @property
+    def queued_s(self) -> float:
+        """Seconds in which this thread waited for a processor."""
+        return _queued_s() - self._queued_s
 
     @property
     def passed_s(self) -> float:
-        return time.monotonic() - _queued_s() - self._begun_s
+        """All other seconds: in which it ran, or waited for something else."""
+        return time.monotonic() - self._begun_s - self.queued_s
 
 
 def _queued_s() -> float:

@@ -162,22 +162,27 @@ def test_a_refusal_is_eio_also_where_an_outage_is_waited_out(
         reader.end()
 
 
-def test_the_server_is_gone_for_a_while(mount: Mount, proxy: HttpProxy) -> None:
+def test_the_server_is_gone_for_a_while(
+    mounts: Mounts, store: Store, mount: Mount, proxy: HttpProxy
+) -> None:
+    patient = mounts(store.url).start(f"s3_endpoint={proxy.endpoint},read_deadline=20")
+    assert read_piece(patient, 0) == piece(0)
     proxy.go_down()
     wait_for(lambda: mount.daemon()["store"]["error"], "an outage that is told")
     assert seconds(lambda: read_direct(mount / "warm")) < 1
     assert sorted(os.listdir(mount.mountpoint)) == ["cold", "warm"]
     fail_to_read(mount, "cold", CHUNK_BYTES)
     found: list[bytes] = []
-    reader = threading.Thread(target=lambda: found.append(read_direct(mount / "cold")))
+    reader = threading.Thread(target=lambda: found.append(read_direct(patient / "cold")))
     reader.start()
-    wait_for(lambda: mount.metrics()["waiting_reads"] >= 1, "a reader that waits")
+    wait_for(lambda: patient.metrics()["waiting_reads"] >= 1, "a reader that waits")
     time.sleep(1)
     proxy.go_up()
     reader.join(60)
     assert found == [COLD]
     wait_for(lambda: mount.daemon()["store"]["error"] is None, "the end of the outage", 6)
-    assert mount.metrics()["fetcher_deaths"] == 0
+    assert read_direct(mount / "cold") == COLD
+    assert mount.metrics()["fetcher_deaths"] == patient.metrics()["fetcher_deaths"] == 0
 
 
 def test_credentials_are_in_no_argument_and_no_log(mount: Mount, proxy: HttpProxy) -> None:
