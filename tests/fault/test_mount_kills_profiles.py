@@ -42,7 +42,7 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
-@pytest.mark.timeout(60 + 40 * KILLS)
+@pytest.mark.timeout(240 + 80 * KILLS)
 def test_a_kill_while_profiles_are_saved_leaves_the_old_or_the_new(
     mounts: Mounts, store: Store
 ) -> None:

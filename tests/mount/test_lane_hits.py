@@ -197,7 +197,7 @@ def under_comparison(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60 + 3 * STRESS_S)
+@pytest.mark.timeout(300 + 3 * STRESS_S)
 @pytest.mark.parametrize("policy", ["2q", "lru", "ml"])
 def test_no_wrong_byte_while_slots_are_filled_and_emptied_as_fast_as_can_be(
     mounts: Mounts, images: Images, policy: str
@@ -345,8 +345,8 @@ def test_the_next_daemon_finds_what_the_last_one_told_the_lane(
 
 
 def test_a_daemon_that_hangs_is_replaced(mounts: Mounts, images: Images) -> None:
-    mount = mounts(images.store.url).start("heartbeat_timeout=1.5")
-    time.sleep(2.5)
+    mount = mounts(images.store.url).start("heartbeat_timeout=3")
+    time.sleep(4)
     assert mount.supervised()["daemon"]["restarts"] == 0  # idle is not silent
     pid = mount.kill_daemon(signal.SIGSTOP)
     begin_s = time.monotonic()
