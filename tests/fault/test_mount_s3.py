@@ -21,11 +21,11 @@ from tests.stores import import_bytes
 
 pytestmark = pytest.mark.mount
 
-DEADLINE_S = 2.5
+DEADLINE_S = 3.0
 CHUNK_BYTES = 64 * KIB
 COLD = noise(2048 * KIB, 2)
 WARM = mixture(512 * KIB, 1)
-SILENCE_S = 0.5
+SILENCE_S = 1.5
 
 RETRIED = {
     "503": Fault("status", status=503, code="SlowDown"),
@@ -94,7 +94,12 @@ def read_piece(mount: Mount, number: int) -> bytes:
     return read_direct(mount / "cold", number * CHUNK_BYTES, CHUNK_BYTES)
 
 
-def test_a_fault_that_passes_costs_a_read_nothing_but_time(mount: Mount, proxy: HttpProxy) -> None:
+def test_a_fault_that_passes_costs_a_read_nothing_but_time(
+    mounts: Mounts, store: Store, proxy: HttpProxy
+) -> None:
+    options = f"s3_endpoint={proxy.endpoint},read_deadline=30,refresh=0.3"
+    mount = mounts(store.url).start(options)
+    read_piece(mount, 0)
     for number, (name, fault) in enumerate(RETRIED.items(), 1):
         again = [] if fault.kind == "flip" else [fault]
         proxy.script.play(fault, *again, matches=is_pack)
@@ -103,6 +108,7 @@ def test_a_fault_that_passes_costs_a_read_nothing_but_time(mount: Mount, proxy: 
         assert asked == (1 if fault.delay_s else 2 + len(again)), name
         assert read_piece(mount, number) == piece(number)
         assert proxy.script.matched == asked  # it is in L1
+    proxy.script.stop()
     metrics = mount.metrics()
     assert metrics["read_errors"] == 0
     assert metrics["l3_corrupt"] == 1
