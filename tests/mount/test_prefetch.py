@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cachefs.store.layout import PROFILES_PREFIX
 from cachefs.store.store import Store
 from tests.l2_servers import free_port
 from tests.mount.mounts import Mount, Mounts, read_direct, wait_for
@@ -24,6 +25,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     store = new_store(tmp_path_factory.mktemp("ahead"))
     import_bytes(store, DATA, "image", CHUNK_BYTES)
     return store
+
+
+@pytest.fixture(autouse=True)
+def _nothing_learned(store: Store) -> None:
+    """Seconds after an image is closed its profile is in the store, which the tests share."""
+    for info in list(store.objects.list(PROFILES_PREFIX)):
+        store.objects.delete(info.key)
 
 
 @pytest.fixture
