@@ -22,7 +22,7 @@ from functools import partial
 import lmdb
 import trio
 
-from cachefs.errors import CacheError, CachefsError, CorruptError, DeadlineError
+from cachefs.errors import CachefsError, CorruptError, DeadlineError
 from cachefs.index.manifest_table import ManifestTable
 from cachefs.index.residency import Placement
 from cachefs.metrics import Metrics
@@ -299,23 +299,25 @@ class Reader:
                 if part is None:  # gone meanwhile, or it turned out to be bad
                     self._metrics.miss_chunks += 1
                     part = await self._from_elsewhere(ref, piece, chunk_bytes, deadline_s)
-                if part is None:
-                    raise CacheError("L1 cannot read what was just written, twice")
                 parts.append(part)
             return b"".join(parts)
         raise DeadlineError(f"L1 did not answer within {self._deadline_s:.0f} s")
 
     async def _from_elsewhere(
         self, ref: ChunkRef, piece: _Piece, chunk_bytes: int, deadline_s: float
-    ) -> bytes | None:
-        """Return a piece from the next tier: kept if L1 has lost it, past a disk that fails."""
-        for is_kept in (self._l1.find(ref.id) is None, False):
+    ) -> bytes:
+        """Return a piece from the next tier: kept if L1 has lost it, past a disk that fails.
+
+        A flight that it joins may be kept all the same: it asks until one gives it the bytes.
+        """
+        is_kept = self._l1.find(ref.id) is None
+        while True:
             with self._stack.flights([ref], chunk_bytes, deadline_s, is_kept=is_kept) as again:
                 await self._stack.wait(again, deadline_s)
                 part = await self._from_flight(again[0], piece)
                 if part is not None:
                     return part
-        return None
+            is_kept = False
 
     async def _from_l1(self, ref: ChunkRef, piece: _Piece) -> bytes | None:
         """Return a piece from L1, None if L1 does not hold its chunk, or cannot give it now."""

@@ -1,13 +1,23 @@
-"""S3 servers for all tests: each starts when the first test asks for it, and ends with the last."""
+"""S3 servers for all tests: each starts when the first test asks for it, and ends with the last.
+
+And how hypothesis is to try: on a machine that others use as well the time of an example says
+nothing of the code.
+"""
 
 import uuid
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.proxies.http_proxy import HttpProxy
 from tests.proxies.proxy import closing
 from tests.s3.servers import S3Server, rclone, seaweedfs
+
+settings.register_profile(
+    "busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("busy machine")
 
 
 @pytest.fixture(scope="session")

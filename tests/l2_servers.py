@@ -13,7 +13,7 @@ from pathlib import Path
 
 import redis
 
-START_WAIT_S = 20.0
+START_WAIT_S = 60.0
 
 
 def free_port() -> int:
@@ -123,7 +123,7 @@ def memcached_server(folder: Path, *options: str) -> Iterator[Server]:
 def redis_cluster(folder: Path) -> Iterator[list[Redis]]:
     """Run a cluster of three masters."""
     with ExitStack() as stack:
-        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "30000")
         nodes = [
             stack.enter_context(
                 # A bus port of its own: the default, port + 10000, may not exist.
@@ -163,7 +163,7 @@ def redis_sentinel(folder: Path, master: Redis, service: str) -> Iterator[Server
     settings.write_text(
         f"port {port}\nbind 127.0.0.1\ndir {folder}\n"
         f"sentinel monitor {service} 127.0.0.1 {master.port} 1\n"
-        f"sentinel down-after-milliseconds {service} 500\n"
+        f"sentinel down-after-milliseconds {service} 30000\n"  # it is to be slow, not replaced
         f"sentinel failover-timeout {service} 2000\n"
     )
     command = ["redis-server", str(settings), "--sentinel"]

@@ -149,8 +149,9 @@ class Residency:
             self._new_slots = {**batch.slots, **self._new_slots}
             self._dropped_extents |= batch.dropped_extents
         self._committing = None
-        self._txn.abort()
-        self._txn = self._database.env.begin(db=self._database.residency)
+        # Where LMDB lets us begin none any more, the old one answers until this process ends.
+        old, self._txn = self._txn, self._database.env.begin(db=self._database.residency)
+        old.abort()
 
     def extents(self) -> list[ExtentRow]:
         """Return all extents that hold, or held, chunks."""

@@ -29,6 +29,8 @@ class Flight:
     outage: str = ""
     """What the last one was, for those whose deadline comes before its end."""
     corruptions: int = 0
+    follower: Flight | None = None
+    """Of those who came after it had met wrong bytes: it begins if this one ends with an error."""
     ended_ahead: Callable[[Flight], None] | None = None
     """Of a flight that was begun before anybody asked: told of its end."""
     was_joined: bool = False

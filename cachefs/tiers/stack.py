@@ -2,8 +2,8 @@
 
 A miss becomes a flight. Flights are grouped into jobs for the fetchers, and end when a fetcher has
 written the verified chunk into a slot. An outage is tried again, with growing pauses, while
-somebody still waits; corrupt bytes are asked for once more and never kept. L1 is optional: with no
-slot to be had the chunk comes back as bytes.
+somebody still waits; corrupt bytes are asked for once more and never kept, and who comes after them
+does not share their error. L1 is optional: with no slot to be had the chunk comes back as bytes.
 
 Concurrency: event loop only. A flight that lands pins its slot until its last waiter has left.
 """
@@ -101,6 +101,8 @@ class Stack:
                 if flight.ended_ahead and not flight.was_joined:
                     flight.was_joined = True
                     self._pool.hurry(flight.job)
+                if flight.corruptions:  # what it has been answered may be older than this reader
+                    flight = self._following(flight, deadline_s, is_kept=is_kept)
             flight.waiters += 1
             flight.deadline_s = max(flight.deadline_s, deadline_s)
             joined.append(flight)
@@ -175,6 +177,12 @@ class Stack:
             if not flight.ended.is_set():
                 cause = f": {flight.outage}" if flight.outage else ""
                 raise DeadlineError(f"{flight} did not come from the store in time{cause}")
+
+    def _following(self, flight: Flight, deadline_s: float, *, is_kept: bool) -> Flight:
+        """Return a flight that ends as `flight` does, or begins when that ends with an error."""
+        later = Flight(flight.ref, flight.chunk_bytes, deadline_s, is_kept)
+        flight.follower = self._flights[flight.ref.id] = later
+        return later
 
     def _leave(self, flight: Flight) -> None:
         flight.waiters -= 1
@@ -338,8 +346,22 @@ class Stack:
 
     def _end(self, flight: Flight, error: CachefsError | None = None) -> None:
         flight.error = error
-        del self._flights[flight.ref.id]
+        if flight.follower is None:
+            del self._flights[flight.ref.id]
         self._metrics.flights = len(self._flights)
         flight.ended.set()
         if flight.ended_ahead:
             flight.ended_ahead(flight)
+        if flight.follower is not None:
+            self._go_on(flight.follower, flight)
+
+    def _go_on(self, later: Flight, flight: Flight) -> None:
+        """Let a flight that followed another end as well as that has, else begin it."""
+        if flight.error is not None and later.waiters:
+            self._start([later], later.chunk_bytes)
+            return
+        later.plain, later.landed_in = flight.plain, flight.landed_in
+        if later.waiters and later.landed_in is not None:
+            self._l1.pin(later.landed_in)
+            later.slot = later.landed_in
+        self._end(later, flight.error)

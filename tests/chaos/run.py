@@ -38,10 +38,10 @@ from tests.stores import import_bytes
 CHUNK_BYTES = 64 * KIB
 IMAGE_BYTES = 16 * MIB
 READERS = 6
-READ_DEADLINE_S = 45
+READ_DEADLINE_S = 90
 """Longer than any fault that lasts, retries and a new daemon included: so no read may fail."""
 
-LAST_READ_S = 90.0
+LAST_READ_S = 200.0
 _CONFIG = """
 [l2]
 url = {url}
@@ -183,7 +183,7 @@ def _told(mount: Mount) -> list[str]:
 
 
 def _wait_until(condition: Callable[[], object], what: str) -> None:
-    wait_for(condition, what, 20)
+    wait_for(condition, what)
 
 
 def _report(mount: Mount, findings: Findings, record: Record) -> str:

@@ -383,6 +383,60 @@ async def test_corrupt_twice_is_an_error_and_not_kept(cache: Cache) -> None:
     assert len(cache.l1.class_for(CHUNK).free) == 16
 
 
+async def test_who_comes_after_wrong_bytes_does_not_share_their_error(cache: Cache) -> None:
+    async with at_work(cache) as bench:
+        await bench.start(FIRST)
+        bench.pool.answer_all(Outcome.CORRUPT, "bits")
+        await bench.start(FIRST)
+        await bench.start(FIRST, FIRST)
+        assert len(bench.pool.jobs) == 1
+        bench.pool.answer_all(Outcome.CORRUPT, "bits")
+        await wait_all_tasks_blocked()
+        assert [type(end) for end in bench.ended] == [CorruptError]
+        assert len(bench.pool.jobs) == 1  # one for all who came after
+        bench.land()
+    assert len(bench.ended) == 3
+    assert set(bench.ended[1:]) == {FIRST.data, FIRST.data * 2}
+
+
+async def test_who_comes_after_wrong_bytes_shares_the_right_ones(cache: Cache) -> None:
+    async with at_work(cache) as bench:
+        await bench.start(FIRST)
+        bench.pool.answer_all(Outcome.CORRUPT, "bits")
+        await bench.start(FIRST)
+        bench.land()
+        await wait_all_tasks_blocked()
+        assert not bench.pool.jobs
+    assert bench.ended == [FIRST.data] * 2
+
+
+async def test_wrong_bytes_for_ever_are_an_error_for_each_who_comes(cache: Cache) -> None:
+    async with at_work(cache) as bench:
+        for failed in (0, 1, 1, 3, 3):
+            await bench.start(FIRST)
+            assert len(bench.pool.jobs) == 1
+            bench.pool.answer_all(Outcome.CORRUPT, "bits")
+            await wait_all_tasks_blocked()
+            assert len(bench.ended) == failed
+        bench.pool.answer_all(Outcome.CORRUPT, "bits")
+        await wait_all_tasks_blocked()
+        assert not bench.pool.jobs
+    assert [type(end) for end in bench.ended] == [CorruptError] * 5
+
+
+async def test_nobody_is_left_of_those_who_came_after_wrong_bytes(cache: Cache) -> None:
+    async with at_work(cache) as bench:
+        await bench.start(FIRST)
+        bench.pool.answer_all(Outcome.CORRUPT, "bits")
+        with trio.CancelScope() as scope:
+            bench.nursery.start_soon(_cancel_when_blocked, scope)
+            await bench.read(FIRST)
+        bench.pool.answer_all(Outcome.CORRUPT, "bits")
+        await wait_all_tasks_blocked()
+        assert not bench.pool.jobs
+    assert [type(end) for end in bench.ended] == [CorruptError]
+
+
 async def test_a_chunk_that_the_store_lacks_is_an_error_at_once(cache: Cache) -> None:
     async with at_work(cache) as bench:
         await bench.start(FIRST)

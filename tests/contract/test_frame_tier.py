@@ -27,6 +27,7 @@ from tests.l2_servers import (
     redis_sentinel,
     redis_server,
 )
+from tests.timing import Stopwatch
 
 WAIT_S = 5.0
 PASSWORD = "a secret, with spaces"
@@ -193,12 +194,13 @@ def test_touch_tells_what_is_here(tier: FrameTier) -> None:
 
 def test_a_frame_lives_for_its_ttl(opened: Opener, running: Running) -> None:
     _, settings = running
-    short = settings.model_copy(update={"ttl_s": 1})
+    # Memcached counts whole seconds: the first may be over at once.
+    short = settings.model_copy(update={"ttl_s": 2})
     brief = opened(short, WAIT_S)
     frames = some_frames(1)
     brief.put(frames, WAIT_S)
     assert brief.get(list(frames), WAIT_S) == list(frames.values())
-    end_s = time.monotonic() + 10
+    end_s = time.monotonic() + 30
     while brief.get(list(frames), WAIT_S) != [None]:
         assert time.monotonic() < end_s
         time.sleep(0.1)
@@ -231,17 +233,17 @@ def test_a_probe_and_its_advice(tier: FrameTier) -> None:
 
 def test_a_server_that_hangs_is_left_in_time(opened: Opener, running: Running) -> None:
     servers, settings = running
-    tier = opened(settings, 0.2)
+    tier = opened(settings, 1.0)
     bounded = Bounded(tier, Workers(2))
     frames = some_frames(4)
     bounded.put(frames, WAIT_S)
     for server in servers:
         server.pause()
     try:
-        begin_s = time.monotonic()
+        watch = Stopwatch()
         with pytest.raises(TierError):
             bounded.get(list(frames), 0.05)
-        assert time.monotonic() - begin_s < 0.15
+        assert watch.passed_s < 0.15
         with pytest.raises(TierError):
             tier.probe(0.05)
     finally:
@@ -265,7 +267,7 @@ def test_a_server_that_starts_again_is_used_again(opened: Opener, running: Runni
         tier.get(list(frames), 0.2)
     for server in servers:
         server.start()
-    end_s = time.monotonic() + 20
+    end_s = time.monotonic() + 60
     while True:
         try:
             if tier.put(frames, WAIT_S) == 4:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.mount
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(SECONDS + 240)
+@pytest.mark.timeout(SECONDS + 500)
 def test_whatever_goes_wrong_no_byte_does(s3: S3Server, short_path: Path) -> None:
     try:
         found = run_chaos(s3, short_path, SECONDS, SEED)

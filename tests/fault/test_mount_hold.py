@@ -82,7 +82,7 @@ def held(mount: Mount) -> int:
 
 def wait_until_held(mount: Mount, count: int = 1) -> None:
     try:
-        wait_for(lambda: held(mount) >= count, f"{count} reads that are held", 15)
+        wait_for(lambda: held(mount) >= count, f"{count} reads that are held")
     except AssertionError as error:
         raise AssertionError(f"{error}: {mount.supervised()}\n{mount.log()}") from None
 
@@ -193,7 +193,7 @@ def test_a_killed_process_that_opens_is_gone_at_once(mount: Mount, outage: Outag
     try:
         wait_until_held(mount)
         reader.kill()
-        wait_for(lambda: held(mount) == 0, "no request that is held", 5)
+        wait_for(lambda: held(mount) == 0, "no request that is held")
     finally:
         reader.end()
 
@@ -280,8 +280,8 @@ def test_a_killed_user_of_libaio_is_gone(mounts: Mounts, store: Store, numjobs: 
     try:
         wait_until_held(mount, 16)
         os.kill(load.process.pid, signal.SIGKILL)
-        wait_for(lambda: not exists(load.process.pid), "the end of a killed process", 10)
-        wait_for(lambda: held(mount) == 0, "no read that is held", 10)
+        wait_for(lambda: not exists(load.process.pid), "the end of a killed process")
+        wait_for(lambda: held(mount) == 0, "no read that is held")
     finally:
         outage.end()
         load.end()

@@ -16,8 +16,9 @@ pytestmark = pytest.mark.mount
 
 KILLS = int(os.environ.get("CACHEFS_KILLS", "20"))
 """`make stress` makes it 100."""
-LONGEST_READ_S = float(os.environ.get("CACHEFS_LONGEST_READ_S", "6"))
-"""2 on a machine that has nothing else to do; a daemon needs half a second of it to start."""
+LONGEST_READ_S = float(os.environ.get("CACHEFS_LONGEST_READ_S", "3.5"))
+"""Besides the longest time in which no daemon served; 0.8 on a machine that has nothing else to
+do, where a daemon needs half a second to start, and its fetchers as much."""
 # A quarter of the image: most reads miss, many hit.
 QUOTA = "quota=8MiB"
 
@@ -50,18 +51,22 @@ def wait_for_reads(mount: Mount, fio: Fio, count: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60 + 6 * KILLS)
+@pytest.mark.timeout(180 + 12 * KILLS)
 def test_the_daemon_is_killed_many_times(mount: Mount, fio: Fio) -> None:
     choice = random.Random(1)
-    hits = 0
-    for _ in range(KILLS):
-        time.sleep(choice.uniform(0, 1.5))
+    hits, longest_s, since_s = 0, 0.0, time.monotonic()
+    for number in range(KILLS):
+        if number % 4 != 3:  # those die while they begin
+            wait_for(lambda: mount.metrics()["l3_chunks"] >= 16, "a daemon that serves")
+            longest_s = max(longest_s, time.monotonic() - since_s)
+            time.sleep(choice.uniform(0, 1.5))
+            hits, since_s = mount.supervised()["lane"]["reads"]["hits"], time.monotonic()
         assert fio.is_running(), fio.result()
-        hits = mount.supervised()["lane"]["reads"]["hits"]
         mount.kill_daemon_and_wait()
     wait_for_reads(mount, fio, 200)
+    longest_s = max(longest_s, time.monotonic() - since_s)
     assert fio.stop() > KILLS * 16
-    assert fio.longest_s < LONGEST_READ_S
+    assert fio.longest_s < longest_s + LONGEST_READ_S
     mount.check_slots()
     assert hits > 0
     assert mount.supervised()["daemon"]["restarts"] == KILLS
@@ -87,7 +92,7 @@ def test_fetchers_are_killed(mount: Mount, fio: Fio) -> None:
 
 
 def test_a_fetcher_that_hangs_is_replaced(mounts: Mounts, images: Images) -> None:
-    mount = mounts(images.store.url).start("fetchers=1,job_timeout=1,refresh=3600")
+    mount = mounts(images.store.url).start("fetchers=1,job_timeout=4,refresh=3600")
     assert read_direct(mount / "64k/page") == images.data["64k/page"]
     (hanging,) = mount.daemon()["fetchers"]["pids"]
     os.kill(hanging, signal.SIGSTOP)
@@ -99,7 +104,7 @@ def test_a_fetcher_that_hangs_is_replaced(mounts: Mounts, images: Images) -> Non
 
 
 def test_reads_of_l1_go_on_while_every_fetcher_hangs(mounts: Mounts, images: Images) -> None:
-    mount = mounts(images.store.url).start("fetchers=1,job_timeout=60,refresh=3600,read_deadline=1")
+    mount = mounts(images.store.url).start("fetchers=1,job_timeout=60,refresh=3600,read_deadline=4")
     name = "64k/mixture"
     read_direct(mount / name)
     (hanging,) = mount.daemon()["fetchers"]["pids"]

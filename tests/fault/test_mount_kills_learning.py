@@ -14,6 +14,7 @@ from tests.mount.learning import (
     CHUNK,
     DATA,
     OPTIONS,
+    TRAINER_WAIT_S,
     left_behind,
     read_until,
     shown,
@@ -29,8 +30,6 @@ KILLS = int(os.environ.get("CACHEFS_LEARNING_KILLS", "3"))
 SEED = int(os.environ.get("CACHEFS_LEARNING_SEED", "1"))
 LATEST_TRAINING_S, LATEST_SAVING_S = 0.5, 0.04
 """A training takes a quarter of a second, a saving some milliseconds."""
-TRAINER_WAIT_S = 120.0
-"""It has only the time that nobody else wants."""
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def mount(mounts: Mounts, tmp_path: Path) -> Mount:
     return mounts(store.url).start(OPTIONS)
 
 
-@pytest.mark.timeout(60 + 40 * KILLS)
+@pytest.mark.timeout(240 + 120 * KILLS)
 def test_a_kill_around_a_training_leaves_a_sound_model_or_none(mount: Mount) -> None:
     choice, file = Random(SEED), mount.cache / f"model-{CHUNK}"
     for number in range(KILLS):

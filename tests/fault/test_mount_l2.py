@@ -70,11 +70,12 @@ def start(
 ) -> Mount:
     """Mount with an L2 of these settings, and an empty L1.
 
-    Nothing is fetched ahead, unless the options say so: what each read costs is looked at.
+    L2 has time to answer, unless it is to fail. Nothing is fetched ahead, unless the options say
+    so: what each read costs is looked at.
     """
     mount = mounts(store.url)
     config = folder / f"{mount.mountpoint.parent.name}.toml"
-    settings = {"url": url, **BREAKER, **l2}
+    settings = {"url": url, "timeout_s": 5, **BREAKER, **l2}
     lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
     config.write_text("\n".join(["[l2]", *lines, ""]))
     verb, *rest = mount.arguments(",".join(filter(None, ["fetchers=1,noprefetch", options])))
@@ -124,7 +125,7 @@ def frames(
         tempfile.TemporaryDirectory(prefix="cachefs-") as short,
         made_mounts(Path(short)) as mounts,
     ):
-        mount = start(mounts, store, folder, address(server), timeout_s=5)
+        mount = start(mounts, store, folder, address(server))
         read_chunks(mount, 0, CHUNKS)
         # A fetcher queues what it has answered already.
         wait_for(lambda: mount.metrics()["l2_backfilled"] == CHUNKS, "the back-fill")
@@ -418,7 +419,7 @@ def test_bits_that_flip_on_the_wire(
         changed[at] ^= 1 << chance.randrange(8)
         return bytes(changed)
 
-    mount = start(mounts, store, tmp_path, address(proxy))
+    mount = start(mounts, store, tmp_path, address(proxy), timeout_s=0.05)
     read_chunks(mount, 0, 1)
     proxy.faults = Faults(change=flip)
     read_chunks(mount, 1, CHUNKS)
@@ -445,13 +446,16 @@ def test_a_slow_l2_drops_the_back_fill_and_delays_nobody(
     mounts: Mounts, store: Store, tmp_path: Path, proxy: Proxy
 ) -> None:
     """It takes what comes, slowly: the queue has a bound."""
-    mount = start(mounts, store, tmp_path, address(proxy), backfill_queue_bytes=4 * CHUNK_BYTES)
+    queue_bytes = 4 * CHUNK_BYTES
+    mount = start(
+        mounts, store, tmp_path, address(proxy), backfill_queue_bytes=queue_bytes, timeout_s=0.05
+    )
     read_chunks(mount, 0, 1)
     settled(mount)
     proxy.faults = Faults(delay_s=0.6)
     times_s = read_chunks(mount, 1, CHUNKS)
     assert sum(times_s) < 2
-    assert mount.metrics()["l2_queued_bytes"] <= 4 * CHUNK_BYTES
+    assert mount.metrics()["l2_queued_bytes"] <= queue_bytes
     proxy.heal()
     wait_for(lambda: mount.metrics()["l2_open_breakers"] == 0, "the probe")
     metrics = settled(mount)

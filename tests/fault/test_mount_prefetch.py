@@ -101,7 +101,7 @@ def test_killed_while_prefetching(mount: Mount, proxy: HttpProxy, victim: str) -
             for pid in mount.daemon()["fetchers"]["pids"]:
                 os.kill(pid, signal.SIGKILL)
         proxy.script.stop()
-        reader.join(30)
+        reader.join(60)
         assert (got == [DATA[at : at + 2 * MIB]]) is True
         assert (read_direct(mount / "image") == DATA) is True
         mount.check_idle()

@@ -91,7 +91,7 @@ def read_only_folder(folder: Path) -> Iterator[ReadOnlyFolder]:
     try:
         yield ReadOnlyFolder(store)
     finally:
-        subprocess.run(["umount", "-l", path], check=True, timeout=30)
+        subprocess.run(["umount", "-l", path], check=True, timeout=60)
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def no_right_to_put(server: S3Server, url: str) -> Iterator[NoRightToPut]:
 
 
 def mount_command(*arguments: str | Path) -> None:
-    subprocess.run(["mount", *arguments], check=True, timeout=30)
+    subprocess.run(["mount", *arguments], check=True, timeout=60)
 
 
 def is_stored(store: Store, key: str) -> bool:
@@ -124,7 +124,7 @@ def refusal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Refusal]
         yield found
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_a_store_that_refuses_writes_is_told_of_once_and_used_when_it_takes_them(
     mounts: Mounts, refusal: Refusal
 ) -> None:
@@ -152,6 +152,7 @@ def test_a_store_that_refuses_writes_is_told_of_once_and_used_when_it_takes_them
     keys = (model_key(CHUNK), profile_key("image"))
     read_until(mount, choice, lambda: all(is_stored(refusal.store, key) for key in keys))
     for word in (PROFILES_AGAIN, MODELS_AGAIN):
+        wait_for(lambda: word in mount.log(), word)  # noqa: B023
         assert mount.log().count(word) == 1
     metrics = mount.metrics()
     assert metrics["read_errors"] == metrics["fetcher_deaths"] == 0

@@ -5,7 +5,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-FIO_WAIT_S = 60.0
+FIO_WAIT_S = 120.0
 
 
 def write_pattern(path: Path, size_bytes: int) -> Path:

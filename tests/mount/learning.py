@@ -17,6 +17,8 @@ CHUNKS = 96
 DATA = noise(CHUNKS * CHUNK, 7)
 OPTIONS = "quota=2MiB,eviction=ml"
 """A third of the image is in L1."""
+TRAINER_WAIT_S = 240.0
+"""A training has only the time that nobody else wants."""
 
 
 def shown(mount: Mount) -> dict[str, Any]:

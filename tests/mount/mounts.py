@@ -18,8 +18,8 @@ import pytest
 from mount_helper import control, mounting, rundir
 
 CACHEFS = Path(sys.executable).with_name("cachefs")
-COMMAND_WAIT_S = 50.0
-DEADLINE_S = 30.0
+COMMAND_WAIT_S = 100.0
+DEADLINE_S = 60.0
 GAUGES = (
     "waiting_reads",
     "flights",
@@ -224,7 +224,7 @@ class Mount:
             return found["slots"] == found["free_slots"] + found["resident_chunks"]
 
         try:
-            wait_for(is_whole, "slots that are free or occupied", 15)
+            wait_for(is_whole, "slots that are free or occupied")
         except AssertionError as error:
             raise AssertionError(f"{error}: {found}") from None
 
@@ -240,7 +240,7 @@ class Mount:
             return not any(gauges.values())
 
         try:
-            wait_for(is_idle, "idle gauges", 15)
+            wait_for(is_idle, "idle gauges")
         except AssertionError as error:
             raise AssertionError(f"{error}: {gauges}") from None
 
@@ -277,7 +277,7 @@ class Mount:
 
 def _end_process(pid: int) -> None:
     try:
-        wait_for(lambda: not exists(pid), "the end of a process", 10)
+        wait_for(lambda: not exists(pid), "the end of a process")
     except AssertionError:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

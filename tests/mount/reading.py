@@ -34,7 +34,7 @@ class Reading:
     def is_under_way(self) -> bool:
         return self.process.poll() is None
 
-    def digest(self, wait_s: float = 20) -> str:
+    def digest(self, wait_s: float = 60) -> str:
         """Wait for its end; returns the SHA-256 of what it read, or the name of its error."""
         output, errors = self.process.communicate(timeout=wait_s)
         assert self.process.returncode == 0, errors
@@ -43,7 +43,7 @@ class Reading:
     def kill(self) -> None:
         """Kill it, and wait until it is really gone: nothing holds it in the kernel."""
         self.process.kill()
-        wait_for(lambda: not exists(self.process.pid), "the end of a reader that was killed", 5)
+        wait_for(lambda: not exists(self.process.pid), "the end of a reader that was killed")
         self.process.communicate()
 
     def end(self) -> None:

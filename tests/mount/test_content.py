@@ -184,9 +184,9 @@ def test_copy_file_range_copies_right_or_not_at_all(
 def test_common_tools_copy_right(mounted: Mount, images: Images, tmp_path: Path) -> None:
     for name in ("64k/mixture", "64k/sparse"):
         copy = tmp_path / "copy"
-        subprocess.run(["cp", "--sparse=always", mounted / name, copy], check=True, timeout=30)
+        subprocess.run(["cp", "--sparse=always", mounted / name, copy], check=True, timeout=60)
         assert copy.read_bytes() == images.data[name]
-        subprocess.run(["cmp", copy, mounted / name], check=True, timeout=30)
+        subprocess.run(["cmp", copy, mounted / name], check=True, timeout=60)
 
 
 def test_st_blocks_says_what_the_image_holds(mounted: Mount, images: Images, folder: str) -> None:
@@ -214,7 +214,7 @@ def test_extended_attributes(mounted: Mount, images: Images) -> None:
         check=True,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
     ).stdout
     values = dict(line.split("=") for line in told.splitlines() if "=" in line)
     assert set(values) == {

@@ -7,6 +7,7 @@ from random import Random
 import pytest
 
 from cachefs.daemon.learning import read_model
+from tests.mount.learning import TRAINER_WAIT_S
 from tests.mount.mounts import Mount, Mounts, read_direct, wait_for
 from tests.stores import import_bytes, new_store
 
@@ -65,7 +66,7 @@ def test_a_mount_learns(mounts: Mounts, tmp_path: Path, data: bytes) -> None:
         read_at_random(mount / "image", data, seed, 500)
         if mount.metrics()["trainings"]:
             break
-    wait_for(lambda: mount.metrics()["trainings"] > 0, "the first model")
+    wait_for(lambda: mount.metrics()["trainings"] > 0, "the first model", TRAINER_WAIT_S)
     read_at_random(mount / "image", data, 77)
     exported = tmp_path / "model"
     assert mount.command("model", "export", mount.mountpoint, exported).returncode == 0
@@ -101,5 +102,6 @@ def test_kill_9_while_it_learns_leaves_a_model_or_none(
         mount.kill_daemon_and_wait()
         assert not path.exists() or read_model(path).trainings >= 1
     read_at_random(mount / "image", data, 99)
+    wait_for(lambda: path.exists() or mount.metrics()["trainings"], "a model", TRAINER_WAIT_S)
     mount.umount()
     assert path.exists()

@@ -103,7 +103,7 @@ class ColdReads:
         finally:
             self._stop.set()
             for thread in threads:
-                thread.join(30)
+                thread.join(60)
             os.close(self._fd)
         assert not any(thread.is_alive() for thread in threads), "a read hangs"
         assert self.wrong == []

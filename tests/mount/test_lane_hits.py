@@ -190,14 +190,14 @@ def under_comparison(
     finally:
         stop.set()
         for comparer in comparers:
-            comparer.join(30)
+            comparer.join(60)
     assert not any(comparer.is_alive() for comparer in comparers), "a read hangs"
     assert [wrong for comparer in comparers for wrong in comparer.wrong] == []
     return comparers
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60 + 3 * STRESS_S)
+@pytest.mark.timeout(300 + 3 * STRESS_S)
 @pytest.mark.parametrize("policy", ["2q", "lru", "ml"])
 def test_no_wrong_byte_while_slots_are_filled_and_emptied_as_fast_as_can_be(
     mounts: Mounts, images: Images, policy: str
@@ -320,7 +320,7 @@ def test_an_open_file_is_read_while_there_is_no_daemon(
         assert lane(mount, "passed_reads") == passed
         status = mount.supervised()["daemon"]
         assert status["state"] in {"starting", "backoff"}
-        wait_for(lambda: mount.supervised()["daemon"]["last_exit"]["code"] == 6, "its failure", 20)
+        wait_for(lambda: mount.supervised()["daemon"]["last_exit"]["code"] == 6, "its failure")
         assert "in use by process" in mount.supervised()["daemon"]["last_exit"]["message"]
         text = mount.command("status", mount.mountpoint).stdout
         assert "backoff" in text or "starting" in text
@@ -329,7 +329,7 @@ def test_an_open_file_is_read_while_there_is_no_daemon(
         os.close(lock)
         os.close(fd)
         os.close(other)
-    wait_for(lambda: mount.supervised()["daemon"]["state"] == "running", "a daemon", 30)
+    wait_for(lambda: mount.supervised()["daemon"]["state"] == "running", "a daemon")
     assert read_direct(mount / "pattern", 0, 4096) == images.data["pattern"][:4096]
 
 
@@ -345,8 +345,8 @@ def test_the_next_daemon_finds_what_the_last_one_told_the_lane(
 
 
 def test_a_daemon_that_hangs_is_replaced(mounts: Mounts, images: Images) -> None:
-    mount = mounts(images.store.url).start("heartbeat_timeout=1.5")
-    time.sleep(2.5)
+    mount = mounts(images.store.url).start("heartbeat_timeout=3")
+    time.sleep(4)
     assert mount.supervised()["daemon"]["restarts"] == 0  # idle is not silent
     pid = mount.kill_daemon(signal.SIGSTOP)
     begin_s = time.monotonic()
@@ -400,5 +400,5 @@ def test_a_killed_supervisor_takes_the_daemon_along_even_a_stopped_one(
             return error.errno == errno.ENOTCONN
         return False
 
-    wait_for(is_dead, "the end of the mount", 5)
+    wait_for(is_dead, "the end of the mount")
     assert mount.command("umount", mount.mountpoint).returncode == 0

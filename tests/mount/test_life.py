@@ -78,7 +78,7 @@ def test_a_signal_ends_a_mount(mounts: Mounts, images: Images, number: signal.Si
 def test_plain_umount_ends_a_mount(mounts: Mounts, images: Images) -> None:
     mount = mounts(images.store.url).start()
     processes = mount.pids()
-    subprocess.run(["umount", mount.mountpoint], check=True, timeout=30)
+    subprocess.run(["umount", mount.mountpoint], check=True, timeout=60)
     wait_for(lambda: not any(map(exists, processes)), "the end of all processes")
 
 
@@ -147,7 +147,7 @@ def test_a_mount_in_the_foreground(mounts: Mounts, images: Images) -> None:
     assert read_direct(mount / NAME) == images.data[NAME]
     assert mount.foreground.poll() is None
     mount.foreground.send_signal(signal.SIGINT)  # Ctrl-C
-    _, errors = mount.foreground.communicate(timeout=30)
+    _, errors = mount.foreground.communicate(timeout=60)
     assert mount.foreground.returncode == 0
     assert "mounted" in errors  # the log is on the terminal
     assert not mount.is_mounted()

@@ -132,12 +132,12 @@ def small_disk(short_path: Path) -> Iterator[Path]:
     folder = short_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "cachefs-test", str(folder)]
-    if subprocess.run(mount, check=False, timeout=30).returncode:
+    if subprocess.run(mount, check=False, timeout=60).returncode:
         pytest.skip("no tmpfs can be mounted here")
     try:
         yield folder
     finally:
-        subprocess.run(["umount", "-l", folder], check=True, timeout=30)
+        subprocess.run(["umount", "-l", folder], check=True, timeout=60)
 
 
 def test_the_free_floor_of_a_small_disk_is_kept(

@@ -11,7 +11,7 @@ from cachefs.ingest.verify import verify_store
 from cachefs.policy.evict.ml.saved import restored
 from cachefs.store.layout import model_key
 from cachefs.store.store import Store, create_store
-from tests.mount.learning import CHUNK, DATA, OPTIONS, shown
+from tests.mount.learning import CHUNK, DATA, OPTIONS, TRAINER_WAIT_S, shown
 from tests.mount.mounts import Mount, Mounts, read_direct, wait_for
 from tests.stores import import_bytes, new_store
 from tests.unit.daemon.test_learning import some_model
@@ -49,7 +49,7 @@ def test_a_host_starts_with_what_another_has_learned(mounts: Mounts, store: Stor
         read_at_random(first, seed)
         if is_stored(store):
             break
-    wait_for(lambda: is_stored(store), "the model in the store")
+    wait_for(lambda: is_stored(store), "the model in the store", TRAINER_WAIT_S)
     assert shown(first)["origin"] == "own"
     first.umount()
     shared = restored(store.objects.get(KEY)[0])

@@ -26,7 +26,7 @@ def run(command: list[str | Path], environment: dict[str, str]) -> subprocess.Co
         check=False,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=60,
         cwd="/",
         env=environment,
     )

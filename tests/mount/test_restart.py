@@ -64,7 +64,7 @@ def check_what_a_new_daemon_knows(mount: Mount, before: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 def test_what_was_learned_is_there_after_a_restart_and_an_upgrade(mount: Mount) -> None:
     start_guest(mount)
     assert read_direct(mount / "image") == DATA

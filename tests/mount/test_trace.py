@@ -62,7 +62,7 @@ def test_reads_of_one_image_are_recorded_and_replayed(mount: Mount, tmp_path: Pa
     recording = recorder(mount, file, 60)
     offsets = read_some(mount)
     recording.send_signal(signal.SIGINT)
-    told, _ = recording.communicate(timeout=30)
+    told, _ = recording.communicate(timeout=60)
     assert told == f"5 reads in {file}\n"
     requests = read_requests(file)
     assert requests.offset_bytes.tolist() == offsets

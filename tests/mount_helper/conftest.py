@@ -18,7 +18,7 @@ from tests.mount_helper import tiny_daemon
 __all__ = ["short_path"]
 
 REPOSITORY = Path(__file__).parents[2]
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 def wait_for(condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:

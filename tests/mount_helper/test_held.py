@@ -53,7 +53,7 @@ def test_what_was_given_back_is_never_too_late(
     wait_for(lambda: tiny_mount.lane("resent") > resent + 8, "further tries")
     assert reader.is_under_way()
     reader.kill()
-    wait_for(lambda: tiny_mount.lane("kept") == 0, "an empty table", 3)
+    wait_for(lambda: tiny_mount.lane("kept") == 0, "an empty table")
     assert tiny_mount.lane("answered_killed") == 1
     assert tiny_mount.lane("answered_late") == tiny_mount.lane("answered_outage") == 0
 
@@ -70,7 +70,7 @@ def test_an_image_that_holds_needs_no_daemon_to_say_so(
     assert reader.is_under_way()
     assert tiny_mount.lane("answered_late") == tiny_mount.lane("answered_outage") == 0
     reader.kill()
-    wait_for(lambda: tiny_mount.lane("kept") == 0, "an empty table", 3)
+    wait_for(lambda: tiny_mount.lane("kept") == 0, "an empty table")
 
 
 def test_other_images_still_have_deadlines(tiny_mount: TinyMount, reading: list[Reading]) -> None:

@@ -14,7 +14,7 @@ SOURCES = [HERE / "lane_fuzz.c", *(MOUNT_HELPER / name for name in LANE)]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(SECONDS * len(SEEDS) + 110)
+@pytest.mark.timeout(SECONDS * len(SEEDS) + 300)
 @pytest.mark.parametrize("mode", ["", "threads"])
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 def test_every_request_is_answered_rightly_and_nothing_is_left(

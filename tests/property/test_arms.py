@@ -61,7 +61,7 @@ def play(arm: Any, reads: list[tuple[int, int, bool, float]], rows: Any = None) 
 
 @makers
 @given(reads=accesses, data=st.binary(max_size=400))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_wishes_lie_within_the_image_and_are_repeatable(
     make: Callable[[], Any], reads: list[tuple[int, int, bool, float]], data: bytes
 ) -> None:
@@ -78,7 +78,7 @@ def test_wishes_lie_within_the_image_and_are_repeatable(
 
 @makers
 @given(reads=st.lists(st.sampled_from(range(12)), min_size=30, max_size=30))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_what_was_learned_comes_back(make: Callable[[], Any], reads: list[int]) -> None:
     """Knowledge goes through bytes and to an image where everything lies elsewhere."""
     keys = unlike_keys(CHUNKS)
@@ -114,7 +114,6 @@ def test_garbage_is_no_profile(data: bytes) -> None:
     at=st.integers(0, 10_000),
     flip=st.integers(1, 255),
 )
-@settings(deadline=None)
 def test_a_damaged_profile_is_told(rows: list[int], at: int, flip: int) -> None:
     keys = np.array([(key,) for key in rows], SECTIONS["recurrence"])
     data = bytearray(to_bytes(Profile("a", 4096, {"recurrence": keys})))
@@ -139,7 +138,7 @@ def test_counts_that_are_none_are_refused(data: bytes) -> None:
 
 
 @given(first=st.binary(max_size=500), second=st.binary(max_size=500))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_merging_ends_with_a_profile(first: bytes, second: bytes) -> None:
     sections = [{name: rows_of(name, data) for name in SECTIONS} for data in (first, second)]
     both = merge(Profile("a", 4096, sections[0]), Profile("b", 4096, sections[1]))

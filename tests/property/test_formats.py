@@ -17,13 +17,12 @@ PLAINS = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(plain=PLAINS, level=st.integers(1, 9))
 def test_a_frame_gives_back_what_it_holds(plain: bytes, level: int) -> None:
     assert bytes(decode_frame(encode_frame(plain, level), len(plain))) == plain
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(plain=PLAINS, where=st.integers(0, 10**9), bit=st.integers(0, 7))
 def test_a_frame_with_a_flipped_bit_never_passes_as_its_chunk(
     plain: bytes, where: int, bit: int
@@ -37,7 +36,6 @@ def test_a_frame_with_a_flipped_bit_never_passes_as_its_chunk(
     assert decoded == plain or chunk_id(decoded) != chunk_id(plain)
 
 
-@settings(deadline=None)
 @given(data=st.binary(max_size=300), plain_bytes=st.integers(1, 1 << 22))
 def test_any_bytes_as_a_frame_are_refused_or_of_the_right_length(
     data: bytes, plain_bytes: int
@@ -49,7 +47,6 @@ def test_any_bytes_as_a_frame_are_refused_or_of_the_right_length(
     assert len(decoded) == plain_bytes
 
 
-@settings(deadline=None)
 @given(plains=st.lists(PLAINS, max_size=20))
 def test_a_pack_gives_back_its_frames(plains: list[bytes]) -> None:
     writer = PackWriter()
@@ -64,7 +61,6 @@ def test_a_pack_gives_back_its_frames(plains: list[bytes]) -> None:
     assert decoded == plains
 
 
-@settings(deadline=None)
 @given(head=st.sampled_from([b"", b"CACHEFSM", b"CACHEFSM\1\0\0\0"]), rest=st.binary(max_size=200))
 def test_any_bytes_as_a_manifest_are_refused(head: bytes, rest: bytes) -> None:
     try:
@@ -74,7 +70,6 @@ def test_any_bytes_as_a_manifest_are_refused(head: bytes, rest: bytes) -> None:
     raise AssertionError("took bytes that do not match their id")
 
 
-@settings(deadline=None)
 @given(rest=st.binary(max_size=200), tail=st.sampled_from([b"", b"CACHEFSX", b"\1\0\0\0CACHEFSX"]))
 def test_any_bytes_as_a_pack_are_refused(rest: bytes, tail: bytes) -> None:
     try:

@@ -167,7 +167,7 @@ ACTIONS: list[Callable[[Play], object]] = [
 ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32))
 def test_no_slot_is_free_twice_whatever_the_policy_names(seed: int) -> None:
     choice = Random(seed)

@@ -7,7 +7,7 @@ from random import Random
 from tempfile import TemporaryDirectory
 
 import trio
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachefs.config import PrefetchSection
@@ -33,7 +33,7 @@ PLACES = 2
 LIMITS = Limits(64 * KIB, 64 * KIB)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(st.integers(0, 2**32), st.integers(5, 8), st.sampled_from([256 * KIB, MIB, 8 * MIB]))
 def test_no_job_and_no_sum_of_jobs_exceeds_its_limits(seed: int, share: int, quota: int) -> None:
     with TemporaryDirectory() as name:

@@ -9,7 +9,7 @@ from random import Random
 from tempfile import TemporaryDirectory
 
 import trio
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachefs.daemon.cache import Cache
@@ -61,7 +61,7 @@ examples = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(examples)
 def test_every_read_gives_the_plain_bytes(example: Example) -> None:
     with TemporaryDirectory() as name:

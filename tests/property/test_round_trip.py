@@ -52,7 +52,7 @@ def expected_figures(data: bytes, known: set[bytes]) -> tuple[int, int, int]:
     return zero, duplicate, new
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     images=st.lists(st.lists(PIECES, max_size=8), min_size=1, max_size=3),
     seed=st.integers(0, 2),

@@ -18,7 +18,7 @@ from tests.proxies.faults import NO_FAULT, Fault, Script
 
 _PIECE_BYTES = 64 * 1024
 _LOOK_S = 0.05
-_END_WAIT_S = 10.0
+_END_WAIT_S = 60.0
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, and no time
 
 

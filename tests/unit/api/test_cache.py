@@ -82,9 +82,9 @@ def test_a_value_takes_the_place_of_another(cache: Cache) -> None:
 
 
 def test_a_value_ends_with_its_time(cache: Cache) -> None:
-    cache.set("key", b"value", ttl_s=0.2)
+    cache.set("key", b"value", ttl_s=2)
     assert cache.get("key") == b"value"
-    time.sleep(0.25)
+    time.sleep(2.05)
     assert cache.get("key") is None
     assert not cache.exists("key")
 
@@ -205,11 +205,11 @@ import sys, random
 from cachefs.api import Cache
 from cachefs.config import Config, L1Section
 with Cache.open(sys.argv[1], quota="16MiB", config=Config(l1=L1Section(free_floor_bytes=0))) as c:
-    print("ready", flush=True)
     number = 0
     while True:
         number += 1
         c.set(f"key-{number % 20}", random.Random(number % 20).randbytes(300_000 + number % 20))
+        print(number, flush=True)
 """
 
 
@@ -221,8 +221,9 @@ def test_a_program_that_is_killed_leaves_right_values_or_none(tmp_path: Path) ->
         )
         assert process.stdout
         with process.stdout:
-            process.stdout.readline()
-            time.sleep(0.7)
+            while int(process.stdout.readline()) < 20:
+                pass
+            time.sleep(0.5)
             process.send_signal(signal.SIGKILL)
             process.wait()
         with opened(tmp_path) as cache:

@@ -235,7 +235,7 @@ async def shared(cache: Cache, store: Store, until: Callable[[], bool]) -> Learn
             if pool.jobs:
                 pool.answer()
 
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(answer)
             nursery.start_soon(learning.run)

@@ -47,7 +47,7 @@ async def test_a_stop_is_waited_for(ends: tuple[Supervisor, socket.socket]) -> N
     assert scope.cancelled_caught
     other.send(b'{"command": "something new"}')
     other.send(b'{"command": "stop"}')
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         await supervisor.wait_for_stop(lambda reads, devices: None)
 
 
@@ -56,7 +56,7 @@ async def test_the_end_of_the_supervisor_is_a_stop(
 ) -> None:
     supervisor, other = ends
     other.close()
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         await supervisor.wait_for_stop(lambda reads, devices: None)
 
 
@@ -74,7 +74,7 @@ async def test_the_socket_for_reads_comes_with_the_devices(
     socket.send_fds(other, [b'{"command": "reads"}'], [other.fileno()] + [null] * 16)
     os.close(null)
     other.send(b'{"command": "stop"}')
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         await supervisor.wait_for_stop(take)
     assert len(taken) == 17
     for fd in taken:

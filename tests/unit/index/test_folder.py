@@ -61,7 +61,7 @@ def test_the_lock_is_held_while_a_fetcher_lives(path: Path) -> None:
         folder.close()
         with pytest.raises(ConflictError):
             open_folder(path, "one", wait_s=0.1)
-        fetcher.communicate(b"\n", timeout=20)
+        fetcher.communicate(b"\n", timeout=60)
     opened_and_closed(path)
 
 
@@ -70,7 +70,7 @@ def test_an_ordinary_child_does_not_hold_the_lock(path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         folder.close()
         opened_and_closed(path)
-        child.communicate(b"\n", timeout=20)
+        child.communicate(b"\n", timeout=60)
 
 
 def test_a_folder_with_other_files_is_left_alone(path: Path) -> None:

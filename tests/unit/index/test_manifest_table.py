@@ -66,7 +66,7 @@ def opened(manifest: Manifest, pages: PageCache | None = None) -> Iterator[Manif
         table.close()
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     st.sets(st.integers(0, 400)),
     st.integers(1, 20),

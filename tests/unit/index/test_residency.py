@@ -127,6 +127,30 @@ def test_a_batch_that_could_not_be_written_is_tried_again_beneath_newer_changes(
     assert again.residency == {chunk(1): None, chunk(2): Placement(2, 10, 1)}
 
 
+def test_where_lmdb_begins_no_transaction_any_more_reads_go_on(
+    residency: Residency, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an error of the disk in its last write; readers are answered while the process ends."""
+    residency.put(chunk(1), Placement(1, 10, 1))
+    commit(residency)
+    residency.put(chunk(2), Placement(2, 10, 1))
+    batch = residency.take_batch()
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "env", Panicked())
+        with pytest.raises(lmdb.PanicError):
+            residency.committed(batch, failed=True)
+        assert residency.get(chunk(1)) == residency.peek(chunk(1)) == Placement(1, 10, 1)
+        assert residency.get(chunk(2)) == Placement(2, 10, 1)
+        assert residency.get(chunk(3)) is None
+
+
+class Panicked:
+    """An environment after a fatal error."""
+
+    def begin(self, **_: object) -> lmdb.Transaction:
+        raise lmdb.PanicError("environment had fatal error")
+
+
 def test_half_a_batch_is_never_written(
     database: Database, residency: Residency, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,7 +187,7 @@ class Model:
 ACTIONS = ["put", "put", "put", "drop", "drop", "renew", "take", "write", "fail"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(5, 80))
 def test_residency_is_a_dict_that_survives_failed_commits(seed: int, steps: int) -> None:
     """Puts, drops and commits that succeed or fail, in any order, against dicts."""

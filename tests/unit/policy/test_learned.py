@@ -160,7 +160,7 @@ def test_a_row_has_what_was_said_of_its_chunk() -> None:
     assert (gaps(rows) == NO_GAP).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 2**33))
 @example(0, 2**31 - 951)
 def test_a_clock_that_comes_round_changes_nothing(seed: int, later: int) -> None:
@@ -205,7 +205,7 @@ def test_what_is_very_old_stays_old_however_long_the_clock_runs() -> None:
     assert memory.features(np.array([0]))[0, last] == 0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=12), st.integers(0, 2**32 - 1))
 def test_a_table_that_grows_knows_what_it_knew(steps: list[int], seed: int) -> None:
     rng, table = np.random.default_rng(seed), Table(8, np.dtype([("hash", np.int64)]))
@@ -238,7 +238,7 @@ def test_samples_are_labelled_by_use_by_return_and_by_time() -> None:
     assert samples.is_free(np.arange(4)).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from("aulre"), st.integers(0, 7)), max_size=80))
 def test_no_sample_is_labelled_twice_or_for_another(steps: list[tuple[str, int]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -282,7 +282,7 @@ class Contrary:
         return b""
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @example(
     [
         ("evict", 12),
@@ -354,7 +354,7 @@ def test_what_is_saved_is_restored() -> None:
     assert what.model.name == "logistic"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_damaged_bytes_are_refused(data: st.DataObject) -> None:
     good = bytearray(model_bytes())

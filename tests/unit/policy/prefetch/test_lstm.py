@@ -126,7 +126,7 @@ def test_garbage_is_no_weights(data: bytes) -> None:
 
 @example(at=266, flip=1, cut=False)
 @given(at=st.integers(0, 10**6), flip=st.integers(1, 255), cut=st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_damaged_weights_are_refused_or_harmless(at: int, flip: int, cut: bool) -> None:
     zeros = {
         "input": np.zeros((24, 256), np.float32),

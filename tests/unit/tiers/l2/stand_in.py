@@ -54,7 +54,7 @@ class StandIn:
             raise TierError(f"call {number} fails")
 
 
-def wait_until(condition: Callable[[], bool], wait_s: float = 20) -> None:
+def wait_until(condition: Callable[[], bool], wait_s: float = 60) -> None:
     end_s = time.monotonic() + wait_s
     while not condition():
         assert time.monotonic() < end_s
