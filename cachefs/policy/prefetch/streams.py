@@ -33,19 +33,30 @@ _NEAR_READS = 2
 
 _MOST_NEAR_BYTES = 2 * MIB
 _PLACE_SHIFT = 21
+_PLACE_BYTES = 1 << _PLACE_SHIFT
 """Streams are found by the 2 MiB in which they go on."""
 
 _STRIDES = 2
 """So many equal jumps, after the first, make a stride."""
 
 
+ESTABLISHED_READS = 3
+"""A stream that has continued so often is believed."""
+
+
 class Kind(Enum):
     """How an access continues what was read before."""
+
+    __hash__ = object.__hash__  # that of Enum is Python code
 
     FORWARD = "sequential"
     BACKWARD = "backward"
     STRIDED = "strided"
     RANDOM = "random"
+
+
+_FORWARD, _BACKWARD, _STRIDED = Kind.FORWARD, Kind.BACKWARD, Kind.STRIDED
+"""To look a member up in its class takes as long as all else that is done with it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -71,11 +82,17 @@ class Stream:
     noted_bytes: int = 0
     """The length at which it was taken for ended."""
     places: tuple[int, ...] = ()
+    shelf: _Shelf | None = None
+    """Where it is kept; None: it is forgotten."""
 
     @property
     def is_established(self) -> bool:
         """Whether it has continued often enough to be believed."""
-        return self.reads >= 3
+        return self.reads >= ESTABLISHED_READS
+
+
+_Shelf = OrderedDict[int, Stream]
+"""Streams by number."""
 
 
 @dataclass(slots=True)
@@ -93,10 +110,12 @@ class Streams:
 
     def __init__(self) -> None:
         self.lengths = RunLengths()
-        self._streams: OrderedDict[int, Stream] = OrderedDict()
-        """Those that are believed, by number, the one continued last at the end."""
-        self._young: OrderedDict[int, Stream] = OrderedDict()
+        self._streams: _Shelf = OrderedDict()
+        """Those that are believed, the one continued last at the end."""
+        self._young: _Shelf = OrderedDict()
         self._places: dict[int, list[Stream]] = {}
+        self._largest_bytes = 0
+        """Of all reads: no stream is met from farther than this says."""
         self._readers: OrderedDict[int, _Reader] = OrderedDict()
         self.accesses = 0
         self._made = 0
@@ -106,29 +125,28 @@ class Streams:
 
     def observe(self, access: Access, chunk_bytes: int) -> Stream:
         """Return the stream that an access belongs to, a new one if it continues none."""
-        if access.offset_bytes < 0:
+        offset, size = access.offset_bytes, access.size_bytes
+        if offset < 0:
             offset, size = access.first * chunk_bytes, access.count * chunk_bytes
-        else:
-            offset, size = access.offset_bytes, access.size_bytes
         self.accesses += 1
+        reader = self._readers.get(access.reader)
         stream = self._continued(access.reader, offset, size)
+        if stream is None and reader is not None:
+            stream = self._strided(reader, access, offset)
         if stream is None:
-            stream = self._strided(access, offset, size)
-        if stream is None:
-            kind = Kind.RANDOM
-            if access.reads > 1:
-                kind = Kind.BACKWARD if access.is_backward else Kind.FORWARD
-            stream = self._new(access, offset, offset + size, kind, access.reads)
-            stream.run_bytes, stream.size_bytes = size, size // access.reads
+            stream = self._begun(access, offset, size)
         else:
             self._go_on(stream, access, offset, size)
             if stream.noted_bytes:
                 self.lengths.take_back(stream.noted_bytes)
                 stream.noted_bytes = 0
+        if stream.size_bytes > self._largest_bytes:
+            self._largest_bytes = stream.size_bytes
         stream.seen, stream.last_s = self.accesses, access.time_s
+        self._keep(stream)
         self._place(stream)
-        reader = self._note_reader(access.reader, offset)
-        if stream.is_established and reader.run is not stream:
+        reader = self._note_reader(reader, access.reader, offset)
+        if reader.run is not stream and stream.reads >= ESTABLISHED_READS:
             if reader.run is not None:
                 self._note_end(reader.run)  # until it goes on
             reader.run = stream
@@ -147,21 +165,17 @@ class Streams:
 
     def _continued(self, reader: int, offset: int, size: int) -> Stream | None:
         """Return the stream that goes on here: the same reader's before another's."""
-        found = None
-        place = offset >> _PLACE_SHIFT
-        for at in (place, place - 1, place + 1):
-            for stream in self._places.get(at, ()):
-                if _meets(stream, offset, size):
-                    if stream.reader == reader:
-                        return stream
-                    found = found or stream
-        return found
+        near = min(_NEAR_READS * max(size, self._largest_bytes), _MOST_NEAR_BYTES)
+        place, within = offset >> _PLACE_SHIFT, offset & _PLACE_BYTES - 1
+        streams = self._places.get(place, [])
+        if within < near and place - 1 in self._places:
+            streams = streams + self._places[place - 1]
+        if within + size + near >= _PLACE_BYTES and place + 1 in self._places:
+            streams = streams + self._places[place + 1]
+        return _met(streams, reader, offset, size) if streams else None
 
-    def _strided(self, access: Access, offset: int, size: int) -> Stream | None:
-        """Return the stride of this reader, if its jumps are of one distance."""
-        reader = self._readers.get(access.reader)
-        if reader is None:
-            return None
+    def _strided(self, reader: _Reader, access: Access, offset: int) -> Stream | None:
+        """Return the stride of a reader, if its jumps are of one distance."""
         jump_bytes = offset - reader.offset
         if jump_bytes != reader.jump_bytes or not jump_bytes:
             reader.jump_bytes, reader.jumps, reader.stride = jump_bytes, 0, None
@@ -169,32 +183,42 @@ class Streams:
         reader.jumps += 1
         if reader.jumps < _STRIDES:
             return None
-        if reader.stride is None or not self._knows(reader.stride):
-            reader.stride = self._new(access, offset, offset, Kind.STRIDED, reader.jumps)
-            reader.stride.stride_bytes = jump_bytes
+        if reader.stride is None or reader.stride.shelf is None:
+            stride = self._new(access, offset, _STRIDED, reader.jumps)
+            stride.stride_bytes = jump_bytes
+            reader.stride = stride
         return reader.stride
 
-    def _new(self, access: Access, begin: int, end: int, kind: Kind, reads: int) -> Stream:
+    def _begun(self, access: Access, offset: int, size: int) -> Stream:
+        """Return a new stream, of reads that continue none."""
+        kind = Kind.RANDOM
+        if access.reads > 1:
+            kind = _BACKWARD if access.is_backward else _FORWARD
+        stream = self._new(access, offset, kind, access.reads)
+        stream.end += size
+        stream.run_bytes, stream.size_bytes = size, size // access.reads
+        return stream
+
+    def _new(self, access: Access, offset: int, kind: Kind, reads: int) -> Stream:
         self._made += 1
-        return Stream(
-            self._made, access.reader, begin, end, kind, reads, end - begin, access.time_s
-        )
+        return Stream(self._made, access.reader, offset, offset, kind, reads, 0, access.time_s)
 
     def _go_on(self, stream: Stream, access: Access, offset: int, size: int) -> None:
         end = offset + size
-        if stream.kind is Kind.STRIDED:
+        kind = stream.kind
+        if kind is _STRIDED:
             stream.begin, stream.end = offset, end
             stream.run_bytes += size
         elif end > stream.end:
-            if stream.kind is Kind.BACKWARD:  # it has turned
+            if kind is _BACKWARD:  # it has turned
                 stream.reads, stream.run_bytes = 1, 0
-            stream.kind = Kind.FORWARD
+            stream.kind = _FORWARD
             stream.run_bytes += end - max(stream.end, offset)
             stream.end = end
         elif offset < stream.begin:
-            if stream.kind is Kind.FORWARD and stream.reads > 1:
+            if kind is _FORWARD and stream.reads > 1:
                 stream.reads, stream.run_bytes = 1, 0
-            stream.kind = Kind.BACKWARD
+            stream.kind = _BACKWARD
             stream.run_bytes += min(stream.begin, end) - offset
             stream.begin = offset
         else:
@@ -203,24 +227,29 @@ class Streams:
         stream.size_bytes = size // access.reads
         stream.reader = access.reader
 
+    def _keep(self, stream: Stream) -> None:
+        """Note that a stream goes on, and how far it is to be believed."""
+        is_established = stream.reads >= ESTABLISHED_READS
+        shelf = self._streams if is_established else self._young
+        if stream.shelf is shelf:
+            if is_established:
+                shelf.move_to_end(stream.number)
+            return
+        if stream.shelf is not None:
+            del stream.shelf[stream.number]
+        shelf[stream.number] = stream
+        stream.shelf = shelf
+        if len(shelf) > (MOST_STREAMS if is_established else _MOST_YOUNG):
+            self._forget(next(iter(shelf.values())))
+
     def _place(self, stream: Stream) -> None:
         """Note where a stream goes on, as its last one continued."""
-        if stream.is_established:
-            self._young.pop(stream.number, None)
-            self._streams[stream.number] = stream
-            self._streams.move_to_end(stream.number)
-            if len(self._streams) > MOST_STREAMS:
-                self._forget(next(iter(self._streams.values())))
-        else:
-            self._streams.pop(stream.number, None)  # it has turned
-            self._young[stream.number] = stream
-            if len(self._young) > _MOST_YOUNG:
-                self._forget(next(iter(self._young.values())))
-        if stream.kind is Kind.STRIDED:
+        kind = stream.kind
+        if kind is _STRIDED:
             return
-        if stream.kind is Kind.FORWARD:
+        if kind is _FORWARD:
             places: tuple[int, ...] = (stream.end >> _PLACE_SHIFT,)
-        elif stream.kind is Kind.BACKWARD:
+        elif kind is _BACKWARD:
             places = (stream.begin >> _PLACE_SHIFT,)
         else:
             begin, end = stream.begin >> _PLACE_SHIFT, stream.end >> _PLACE_SHIFT
@@ -231,18 +260,16 @@ class Streams:
             for place in places:
                 self._places.setdefault(place, []).append(stream)
 
-    def _knows(self, stream: Stream) -> bool:
-        return stream.number in self._streams or stream.number in self._young
-
     def _forget(self, stream: Stream) -> None:
-        self._streams.pop(stream.number, None)
-        self._young.pop(stream.number, None)
+        if stream.shelf is not None:
+            del stream.shelf[stream.number]
+            stream.shelf = None
         self._take_from_places(stream)
         if stream.is_established:
             self._note_end(stream)
 
     def _note_end(self, stream: Stream) -> None:
-        if not stream.noted_bytes and stream.kind is not Kind.STRIDED:
+        if not stream.noted_bytes and stream.kind is not _STRIDED:
             stream.noted_bytes = stream.run_bytes
             self.lengths.add(stream.run_bytes)
 
@@ -254,8 +281,7 @@ class Streams:
                 del self._places[place]
         stream.places = ()
 
-    def _note_reader(self, reader: int, offset: int) -> _Reader:
-        known = self._readers.get(reader)
+    def _note_reader(self, known: _Reader | None, reader: int, offset: int) -> _Reader:
         if known is None:
             known = self._readers[reader] = _Reader(offset)
             if len(self._readers) > _MOST_READERS:
@@ -266,11 +292,21 @@ class Streams:
         return known
 
 
-def _meets(stream: Stream, offset: int, size: int) -> bool:
-    """Whether a read continues a stream: it is near its end, or near its beginning."""
-    near = min(_NEAR_READS * max(size, stream.size_bytes), _MOST_NEAR_BYTES)
-    if stream.kind is not Kind.BACKWARD and -near <= offset - stream.end <= near:
-        return True
-    if stream.kind is Kind.FORWARD:
-        return False
-    return -near <= offset + size - stream.begin <= near
+def _met(streams: list[Stream], reader: int, offset: int, size: int) -> Stream | None:
+    """Return the stream that a read continues: it is near its end, or near its beginning."""
+    found = None
+    end = offset + size
+    from_read = min(_NEAR_READS * size, _MOST_NEAR_BYTES)
+    for stream in streams:
+        near = min(_NEAR_READS * stream.size_bytes, _MOST_NEAR_BYTES)
+        if near < from_read:
+            near = from_read
+        kind = stream.kind
+        if kind is _BACKWARD or not -near <= offset - stream.end <= near:
+            if kind is _FORWARD or not -near <= end - stream.begin <= near:
+                continue
+        if stream.reader == reader:
+            return stream
+        if found is None:
+            found = stream
+    return found
