@@ -63,11 +63,11 @@ class _Pairs:
         """And how often, (rows, followers)."""
         return np.zeros((MOST_TRACKED, _FOLLOWERS), np.int32)
 
-    def take(self, chunk: int) -> None:
-        """A new chunk was read."""
-        self._batch.append(chunk)
+    def take(self, chunks: list[int]) -> None:
+        """New chunks were read."""
+        self._batch += chunks
         if len(self._batch) >= _BATCH + _WINDOW:
-            self._mine(np.array(self._batch, np.int64))
+            self._mine(np.array(self._batch[: _BATCH + _WINDOW], np.int64))
             del self._batch[:_BATCH]
 
     def _mine(self, chunks: npt.NDArray[np.int64]) -> None:
@@ -167,15 +167,14 @@ class Association:
             return NOTHING
         pairs = self._of(image)
         recent = self._novelty.recent(image)
-        expected: list[tuple[int, float]] = []
-        for chunk in fresh:
-            pairs.calibration.seen(chunk)
-            pairs.take(chunk)
-            for ahead, kind in pairs.strong.get(chunk, ()):
-                if ahead not in recent:
-                    confidence = pairs.calibration.expect(ahead, kind, self._floor)
-                    if confidence:
-                        expected.append((ahead, confidence))
+        pairs.calibration.seen(fresh)
+        pairs.take(fresh)
+        strong = pairs.strong
+        likely = [pair for chunk in fresh if chunk in strong for pair in strong[chunk]]
+        likely = [pair for pair in likely if pair[0] not in recent]
+        if not likely:
+            return NOTHING
+        expected = pairs.calibration.expect(likely, self._floor)
         return merged(expected, image.chunks) if expected else NOTHING
 
     def judged(self, image: Image, chunk: int, was_used: bool) -> None:

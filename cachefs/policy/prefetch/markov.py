@@ -7,6 +7,7 @@ they are certain. Chunks are indexes while the image is open, and contents at re
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,17 +37,18 @@ class _Table:
     """Contexts of one order, the least recently used first."""
 
     def __init__(self) -> None:
-        self.rows: dict[int, Followers] = {}
+        self.rows: OrderedDict[int, Followers] = OrderedDict()
 
-    def add(self, context: int, chunk: int, count: int = 1) -> None:
+    def add(self, context: int, chunk: int, count: int = 1) -> Followers:
+        """Count a follower of a context; returns all of them."""
         rows = self.rows
-        followers = rows.pop(context, None)
+        followers = rows.get(context)
         if followers is None:
             if len(rows) >= MOST_CONTEXTS:
-                del rows[next(iter(rows))]
-            rows[context] = {chunk: count}
-            return
-        rows[context] = followers
+                rows.popitem(last=False)
+            followers = rows[context] = {chunk: count}
+            return followers
+        rows.move_to_end(context)
         counted = followers.get(chunk)
         if counted is not None:
             followers[chunk] = counted + count
@@ -60,6 +62,7 @@ class _Table:
             if followers[rarest] <= 0:
                 del followers[rarest]
                 followers[chunk] = count
+        return followers
 
 
 def _halve(followers: Followers) -> None:
@@ -84,9 +87,8 @@ class _Chains:
         """A new chunk was read."""
         last = self.last
         if last != _NO_CHUNK:
-            known = self.first.rows.get(last)
-            self.first.add(last, chunk)
-            if known is not None and len(known) > 1 and self.before != _NO_CHUNK:
+            known = self.first.add(last, chunk)
+            if len(known) > 1 and self.before != _NO_CHUNK:
                 self.second.add(pair_of(self.before, last), chunk)
         self.before, self.last = last, chunk
 
@@ -108,6 +110,9 @@ class _Chains:
 
 
 def _best(followers: Followers) -> tuple[int, int, int]:
+    if len(followers) == 1:
+        ((best, total),) = followers.items()
+        return best, total, total
     best, most, total = _NO_CHUNK, 0, 0
     for chunk, count in followers.items():
         total += count
@@ -142,15 +147,16 @@ class Markov:
         if not fresh:
             return NOTHING
         chains = self._of(image)
+        chains.calibration.seen(fresh)
         for chunk in fresh:
-            chains.calibration.seen(chunk)
             chains.take(chunk)
         expected = self._look_ahead(image, chains)
         return merged(expected, image.chunks) if expected else NOTHING
 
     def _look_ahead(self, image: Image, chains: _Chains) -> list[tuple[int, float]]:
         recent = self._novelty.recent(image)
-        expected: list[tuple[int, float]] = []
+        confidences = chains.calibration.confidences
+        expected: list[tuple[int, int]] = []
         before, chunk = chains.before, chains.last
         for link in range(_FARTHEST):
             ahead, kind = chains.next(before, chunk)
@@ -158,13 +164,11 @@ class Markov:
                 break
             kind = kind * _FARTHEST + link
             if ahead not in recent:
-                confidence = chains.calibration.expect(ahead, kind, self._floor)
-                if confidence:
-                    expected.append((ahead, confidence))
-            if chains.calibration.confidences[kind] < self._floor:
+                expected.append((ahead, kind))
+            if confidences[kind] < self._floor:
                 break
             before, chunk = chunk, ahead
-        return expected
+        return chains.calibration.expect(expected, self._floor) if expected else []
 
     def judged(self, image: Image, chunk: int, was_used: bool) -> None:
         """See Arm."""

@@ -125,8 +125,8 @@ def test_only_chunks_that_may_be_strong_are_judged_and_it_makes_no_difference(
     monkeypatch.setattr(every_one, "_judge_all", judge_all)
     monkeypatch.setattr(some, "judge", judge)
     for at, chunk in enumerate(order):
-        some.take(chunk)
-        every_one.take(chunk)
+        some.take([chunk])
+        every_one.take([chunk])
         if at % 256 == 255:
             assert some.strong == every_one.strong
     assert np.array_equal(some.times, every_one.times)
@@ -134,6 +134,6 @@ def test_only_chunks_that_may_be_strong_are_judged_and_it_makes_no_difference(
     assert len(some.strong) > 500
     judged, before = 0, judged
     for chunk in range(CHUNKS, 2 * CHUNKS):  # a scan
-        some.take(chunk)
+        some.take([chunk])
     assert before > 5_000
     assert judged < CHUNKS / 10
