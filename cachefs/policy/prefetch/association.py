@@ -30,6 +30,7 @@ _MOST_COUNTED = 64
 _COUNTS, _SHARES = 4, 4
 _NONE = -1
 _MIX = np.int64(0x9E3779B1)
+_LAGS = np.arange(1, _WINDOW + 1)
 
 
 class _Pairs:
@@ -77,11 +78,10 @@ class _Pairs:
         self._claim(rows, leaders)
         # The last leader to claim a row has it; the others are passed over this time.
         mine = np.flatnonzero(self.owner[rows] == leaders)
-        rows = rows[mine]
-        np.add.at(self.times, rows, 1)
-        for lag in range(1, _WINDOW + 1):
-            self._count(rows, chunks[mine + lag])
-        self._judge_all(np.unique(rows))
+        rows, first = np.unique(rows[mine], return_index=True)
+        self.times[rows] += 1
+        self._count(rows, chunks[mine[first][:, None] + _LAGS])
+        self._judge_all(rows)
 
     def rows_of(self, chunks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the row of each chunk."""
@@ -100,21 +100,22 @@ class _Pairs:
         self.counts[taken] = 0
 
     def _count(self, rows: npt.NDArray[np.int64], followers: npt.NDArray[np.int64]) -> None:
-        same = self.to[rows] == followers[:, None]
-        known = same.any(axis=1)
-        self.counts[rows[known], same[known].argmax(axis=1)] += 1
-        fresh, who = rows[~known], followers[~known]
-        weakest = self.counts[fresh].argmin(axis=1)
-        left = self.counts[fresh, weakest] - 1
-        self.counts[fresh, weakest] = left
-        gone = left < 0
-        self.to[fresh[gone], weakest[gone]] = who[gone]
-        self.counts[fresh[gone], weakest[gone]] = 1
+        """Count those that followed, (rows, lags), where each row is another one."""
+        to, counts = self.to[rows], self.counts[rows]
+        same = to[:, :, None] == followers[:, None, :]
+        counts += same.any(axis=2)
+        is_new = ~same.any(axis=1)
+        is_empty = ~counts.any(axis=1)
+        to[is_empty], counts[is_empty] = followers[is_empty], 1
+        if not is_empty.all():
+            used = np.flatnonzero(~is_empty)
+            to[used], counts[used] = _replaced(to[used], counts[used], followers[used], is_new[used])
+        self.to[rows], self.counts[rows] = to, counts
 
     def _judge_all(self, rows: npt.NDArray[np.int64]) -> None:
-        """Judge those rows that may be strong, or too old; in a scan there are none."""
-        is_ripe = (self.counts[rows] >= _LEAST_COUNT).any(axis=1)
-        is_ripe |= self.times[rows] >= _MOST_COUNTED
+        """Judge those rows that are strong, or too old; in a scan there are none."""
+        times, counts = self.times[rows], self.counts[rows]
+        is_ripe = _are_strong(counts, times[:, None]).any(axis=1) | (times >= _MOST_COUNTED)
         if self.strong:
             for owner in self.owner[rows[~is_ripe]].tolist():
                 self.strong.pop(owner, None)
@@ -137,6 +138,31 @@ class _Pairs:
             self.strong[owner] = found
         else:
             self.strong.pop(owner, None)
+
+
+def _are_strong(
+    counts: npt.NDArray[np.int32], times: npt.NDArray[np.int32]
+) -> npt.NDArray[np.bool_]:
+    """Return which counts are often enough, of so many times."""
+    return (counts >= _LEAST_COUNT) & (counts >= _LEAST_SHARE * times)
+
+
+def _replaced(
+    to: npt.NDArray[np.int64],
+    counts: npt.NDArray[np.int32],
+    followers: npt.NDArray[np.int64],
+    is_new: npt.NDArray[np.bool_],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Let new followers, one after the other, wear down the weakest, and take its place."""
+    lines = np.arange(len(to))
+    for lag in range(_WINDOW):
+        weakest = counts.argmin(axis=1)
+        left = counts[lines, weakest] - is_new[:, lag]
+        gone = np.flatnonzero(left < 0)
+        left[gone] = 1
+        counts[lines, weakest] = left
+        to[gone, weakest[gone]] = followers[gone, lag]
+    return to, counts
 
 
 def kind_of(count: int, times: int) -> int:
@@ -166,10 +192,12 @@ class Association:
         if not fresh:
             return NOTHING
         pairs = self._of(image)
-        recent = self._novelty.recent(image)
         pairs.calibration.seen(fresh)
         pairs.take(fresh)
         strong = pairs.strong
+        if not strong:
+            return NOTHING
+        recent = self._novelty.recent(image)
         likely = [pair for chunk in fresh if chunk in strong for pair in strong[chunk]]
         likely = [pair for pair in likely if pair[0] not in recent]
         if not likely:
@@ -194,9 +222,7 @@ class Association:
         if pairs is None or not pairs.strong:
             return None
         row, place = np.nonzero(
-            (pairs.to != _NONE)
-            & (pairs.counts >= _LEAST_COUNT)
-            & (pairs.counts >= _LEAST_SHARE * pairs.times[:, None])
+            (pairs.to != _NONE) & _are_strong(pairs.counts, pairs.times[:, None])
         )
         if not len(row):
             return None
