@@ -101,16 +101,13 @@ class _Pairs:
 
     def _count(self, rows: npt.NDArray[np.int64], followers: npt.NDArray[np.int64]) -> None:
         """Count those that followed, (rows, lags), where each row is another one."""
-        to, counts = self.to[rows], self.counts[rows]
-        same = to[:, :, None] == followers[:, None, :]
-        counts += same.any(axis=2)
-        is_new = ~same.any(axis=1)
-        is_empty = ~counts.any(axis=1)
-        to[is_empty], counts[is_empty] = followers[is_empty], 1
-        if not is_empty.all():
-            used = np.flatnonzero(~is_empty)
-            to[used], counts[used] = _replaced(to[used], counts[used], followers[used], is_new[used])
-        self.to[rows], self.counts[rows] = to, counts
+        is_empty = ~self.counts[rows].any(axis=1)
+        empty, used = rows[is_empty], rows[~is_empty]
+        self.to[empty], self.counts[empty] = followers[is_empty], 1
+        if len(used):
+            to, counts = self.to[used], self.counts[used]
+            _count(to, counts, followers[~is_empty])
+            self.to[used], self.counts[used] = to, counts
 
     def _judge_all(self, rows: npt.NDArray[np.int64]) -> None:
         """Judge those rows that are strong, or too old; in a scan there are none."""
@@ -147,22 +144,21 @@ def _are_strong(
     return (counts >= _LEAST_COUNT) & (counts >= _LEAST_SHARE * times)
 
 
-def _replaced(
-    to: npt.NDArray[np.int64],
-    counts: npt.NDArray[np.int32],
-    followers: npt.NDArray[np.int64],
-    is_new: npt.NDArray[np.bool_],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """Let new followers, one after the other, wear down the weakest, and take its place."""
+def _count(
+    to: npt.NDArray[np.int64], counts: npt.NDArray[np.int32], followers: npt.NDArray[np.int64]
+) -> None:
+    """Count followers, one after the other; what is new wears down the weakest, and replaces it."""
     lines = np.arange(len(to))
     for lag in range(_WINDOW):
+        who = followers[:, lag]
+        same = to == who[:, None]
+        counts += same
         weakest = counts.argmin(axis=1)
-        left = counts[lines, weakest] - is_new[:, lag]
+        left = counts[lines, weakest] - ~same.any(axis=1)
         gone = np.flatnonzero(left < 0)
         left[gone] = 1
         counts[lines, weakest] = left
-        to[gone, weakest[gone]] = followers[gone, lag]
-    return to, counts
+        to[gone, weakest[gone]] = who[gone]
 
 
 def kind_of(count: int, times: int) -> int:

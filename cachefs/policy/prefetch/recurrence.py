@@ -154,14 +154,10 @@ class Recurrence:
         log = self._log(image)
         log.calibration.seen(fresh)
         expected: list[tuple[int, float]] = []
-        trail, at = None, -1
         for chunk in fresh:
-            on = log.follow(chunk)
-            if trail is not None and on is not trail:
-                expected += self._look_ahead(image, log, trail, at)
-            trail, at = on, chunk
-        if trail is not None:
-            expected += self._look_ahead(image, log, trail, at)
+            trail = log.follow(chunk)
+            if trail is not None:
+                expected += self._look_ahead(image, log, trail, chunk)
         return merged(expected, image.chunks) if expected else NOTHING
 
     def _look_ahead(

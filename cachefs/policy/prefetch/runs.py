@@ -65,6 +65,18 @@ class RunLengths:
         self._total -= less
         self._reach.clear()
 
+    def exchange(self, went_on_bytes: int, ended_bytes: int) -> None:
+        """A run that was taken for ended at one length goes on, and another has ended (0: none).
+
+        Where readers take turns that is so at each access, most often at the same step.
+        """
+        if went_on_bytes and ended_bytes and _bucket(went_on_bytes) == _bucket(ended_bytes):
+            return
+        if went_on_bytes:
+            self.take_back(went_on_bytes)
+        if ended_bytes:
+            self.add(ended_bytes)
+
     def reach(self, run_bytes: int) -> tuple[int, float]:
         """Return how long a run of this length will become, more likely than not; and the chance.
 

@@ -33,7 +33,6 @@ _NEAR_READS = 2
 
 _MOST_NEAR_BYTES = 2 * MIB
 _PLACE_SHIFT = 21
-_PLACE_BYTES = 1 << _PLACE_SHIFT
 """Streams are found by the 2 MiB in which they go on."""
 
 _STRIDES = 2
@@ -72,6 +71,8 @@ class Stream:
     reads: int
     size_bytes: int
     """Of its last read."""
+    near_bytes: int
+    """How far from its end a read may begin that continues it."""
     last_s: float
     seen: int = 0
     """The count of accesses of its image when it was last continued."""
@@ -114,8 +115,8 @@ class Streams:
         """Those that are believed, the one continued last at the end."""
         self._young: _Shelf = OrderedDict()
         self._places: dict[int, list[Stream]] = {}
-        self._largest_bytes = 0
-        """Of all reads: no stream is met from farther than this says."""
+        self._near_bytes = 0
+        """No stream is met from farther, but by a larger read."""
         self._readers: OrderedDict[int, _Reader] = OrderedDict()
         self.accesses = 0
         self._made = 0
@@ -130,6 +131,7 @@ class Streams:
             offset, size = access.first * chunk_bytes, access.count * chunk_bytes
         self.accesses += 1
         reader = self._readers.get(access.reader)
+        went_on_bytes = ended_bytes = 0
         stream = self._continued(access.reader, offset, size)
         if stream is None and reader is not None:
             stream = self._strided(reader, access, offset)
@@ -137,19 +139,23 @@ class Streams:
             stream = self._begun(access, offset, size)
         else:
             self._go_on(stream, access, offset, size)
-            if stream.noted_bytes:
-                self.lengths.take_back(stream.noted_bytes)
-                stream.noted_bytes = 0
-        if stream.size_bytes > self._largest_bytes:
-            self._largest_bytes = stream.size_bytes
+            went_on_bytes, stream.noted_bytes = stream.noted_bytes, 0
+        if stream.near_bytes > self._near_bytes:
+            self._near_bytes = stream.near_bytes
         stream.seen, stream.last_s = self.accesses, access.time_s
         self._keep(stream)
         self._place(stream)
-        reader = self._note_reader(reader, access.reader, offset)
+        if reader is None:
+            reader = self._met_reader(access.reader, offset)
+        else:
+            reader.offset = offset
+            self._readers.move_to_end(access.reader)
         if reader.run is not stream and stream.reads >= ESTABLISHED_READS:
             if reader.run is not None:
-                self._note_end(reader.run)  # until it goes on
+                ended_bytes = _noted_end(reader.run)  # until it goes on
             reader.run = stream
+        if went_on_bytes or ended_bytes:
+            self.lengths.exchange(went_on_bytes, ended_bytes)
         return stream
 
     def quiet(self, accesses: int, before_s: float) -> list[Stream]:
@@ -164,15 +170,30 @@ class Streams:
         return gone
 
     def _continued(self, reader: int, offset: int, size: int) -> Stream | None:
-        """Return the stream that goes on here: the same reader's before another's."""
-        near = min(_NEAR_READS * max(size, self._largest_bytes), _MOST_NEAR_BYTES)
-        place, within = offset >> _PLACE_SHIFT, offset & _PLACE_BYTES - 1
-        streams = self._places.get(place, [])
-        if within < near and place - 1 in self._places:
-            streams = streams + self._places[place - 1]
-        if within + size + near >= _PLACE_BYTES and place + 1 in self._places:
-            streams = streams + self._places[place + 1]
-        return _met(streams, reader, offset, size) if streams else None
+        """Return the stream that goes on here: the same reader's before another's.
+
+        A read continues a stream that is near its end, or near its beginning.
+        """
+        end = offset + size
+        from_read = _NEAR_READS * size if size < _MOST_NEAR_BYTES // _NEAR_READS else _MOST_NEAR_BYTES
+        farthest = from_read if from_read > self._near_bytes else self._near_bytes
+        here = offset >> _PLACE_SHIFT
+        first, last = offset - farthest >> _PLACE_SHIFT, end + farthest >> _PLACE_SHIFT
+        found = None
+        for place in (here,) if first == last else (here, *range(first, here), *range(here + 1, last + 1)):
+            for stream in self._places.get(place, ()):
+                near = stream.near_bytes
+                if near < from_read:
+                    near = from_read
+                kind = stream.kind
+                if kind is _BACKWARD or not -near <= offset - stream.end <= near:
+                    if kind is _FORWARD or not -near <= end - stream.begin <= near:
+                        continue
+                if stream.reader == reader:
+                    return stream
+                if found is None:
+                    found = stream
+        return found
 
     def _strided(self, reader: _Reader, access: Access, offset: int) -> Stream | None:
         """Return the stride of a reader, if its jumps are of one distance."""
@@ -196,12 +217,13 @@ class Streams:
             kind = _BACKWARD if access.is_backward else _FORWARD
         stream = self._new(access, offset, kind, access.reads)
         stream.end += size
-        stream.run_bytes, stream.size_bytes = size, size // access.reads
+        stream.run_bytes = size
+        _note_size(stream, size // access.reads)
         return stream
 
     def _new(self, access: Access, offset: int, kind: Kind, reads: int) -> Stream:
         self._made += 1
-        return Stream(self._made, access.reader, offset, offset, kind, reads, 0, access.time_s)
+        return Stream(self._made, access.reader, offset, offset, kind, reads, 0, 0, access.time_s)
 
     def _go_on(self, stream: Stream, access: Access, offset: int, size: int) -> None:
         end = offset + size
@@ -224,8 +246,8 @@ class Streams:
         else:
             return  # what it has read already
         stream.reads += access.reads
-        stream.size_bytes = size // access.reads
         stream.reader = access.reader
+        _note_size(stream, size // access.reads)
 
     def _keep(self, stream: Stream) -> None:
         """Note that a stream goes on, and how far it is to be believed."""
@@ -265,13 +287,8 @@ class Streams:
             del stream.shelf[stream.number]
             stream.shelf = None
         self._take_from_places(stream)
-        if stream.is_established:
-            self._note_end(stream)
-
-    def _note_end(self, stream: Stream) -> None:
-        if not stream.noted_bytes and stream.kind is not _STRIDED:
-            stream.noted_bytes = stream.run_bytes
-            self.lengths.add(stream.run_bytes)
+        if stream.is_established and (ended_bytes := _noted_end(stream)):
+            self.lengths.add(ended_bytes)
 
     def _take_from_places(self, stream: Stream) -> None:
         for place in stream.places:
@@ -281,32 +298,22 @@ class Streams:
                 del self._places[place]
         stream.places = ()
 
-    def _note_reader(self, known: _Reader | None, reader: int, offset: int) -> _Reader:
-        if known is None:
-            known = self._readers[reader] = _Reader(offset)
-            if len(self._readers) > _MOST_READERS:
-                self._readers.popitem(last=False)
-        else:
-            known.offset = offset
-            self._readers.move_to_end(reader)
-        return known
+    def _met_reader(self, number: int, offset: int) -> _Reader:
+        reader = self._readers[number] = _Reader(offset)
+        if len(self._readers) > _MOST_READERS:
+            self._readers.popitem(last=False)
+        return reader
 
 
-def _met(streams: list[Stream], reader: int, offset: int, size: int) -> Stream | None:
-    """Return the stream that a read continues: it is near its end, or near its beginning."""
-    found = None
-    end = offset + size
-    from_read = min(_NEAR_READS * size, _MOST_NEAR_BYTES)
-    for stream in streams:
-        near = min(_NEAR_READS * stream.size_bytes, _MOST_NEAR_BYTES)
-        if near < from_read:
-            near = from_read
-        kind = stream.kind
-        if kind is _BACKWARD or not -near <= offset - stream.end <= near:
-            if kind is _FORWARD or not -near <= end - stream.begin <= near:
-                continue
-        if stream.reader == reader:
-            return stream
-        if found is None:
-            found = stream
-    return found
+def _noted_end(stream: Stream) -> int:
+    """A run is taken for ended; returns its length, 0 if it was before, or is none."""
+    if stream.noted_bytes or stream.kind is _STRIDED:
+        return 0
+    stream.noted_bytes = stream.run_bytes
+    return stream.run_bytes
+
+
+def _note_size(stream: Stream, size_bytes: int) -> None:
+    if size_bytes != stream.size_bytes:
+        stream.size_bytes = size_bytes
+        stream.near_bytes = min(_NEAR_READS * size_bytes, _MOST_NEAR_BYTES)
