@@ -78,10 +78,14 @@ class _Pairs:
         self._claim(rows, leaders)
         # The last leader to claim a row has it; the others are passed over this time.
         mine = np.flatnonzero(self.owner[rows] == leaders)
-        rows, first = np.unique(rows[mine], return_index=True)
-        self.times[rows] += 1
-        self._count(rows, chunks[mine[first][:, None] + _LAGS])
-        self._judge_all(rows)
+        touched, first = np.unique(rows[mine], return_index=True)
+        while len(mine):  # most often once: few chunks are new twice
+            once = mine[first]
+            self.times[rows[once]] += 1
+            self._count(rows[once], chunks[once[:, None] + _LAGS])
+            mine = np.delete(mine, first)
+            first = np.unique(rows[mine], return_index=True)[1]
+        self._judge_all(touched)
 
     def rows_of(self, chunks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the row of each chunk."""

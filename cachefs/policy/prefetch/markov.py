@@ -69,11 +69,13 @@ class _Table:
             self._rows[context] = {only: counted, chunk: count}
             return True
         more = counted + count
-        self._rows[context] = chunk << _COUNT_BITS | (more // 2 if counted >= _MOST_COUNTED else more)
+        self._rows[context] = chunk << _COUNT_BITS | (
+            more // 2 if counted >= _MOST_COUNTED else more
+        )
         return False
 
     def followers(self) -> Iterator[tuple[int, int, int]]:
-        """Return (context, chunk, count) of all followers; contexts that were used last come last."""
+        """Return (context, chunk, count) of all; contexts that were used last come last."""
         for context, known in chain(self._older.items(), self._rows.items()):
             if isinstance(known, dict):
                 for chunk, count in known.items():
@@ -119,9 +121,8 @@ class _Chains:
     def take(self, chunk: int) -> None:
         """A new chunk was read."""
         last = self.last
-        if last != _NO_CHUNK:
-            if self.first.add(last, chunk) and self.before != _NO_CHUNK:
-                self.second.add(pair_of(self.before, last), chunk)
+        if last != _NO_CHUNK and self.first.add(last, chunk) and self.before != _NO_CHUNK:
+            self.second.add(pair_of(self.before, last), chunk)
         self.before, self.last = last, chunk
 
     def next(self, before: int, chunk: int) -> tuple[int, int]:

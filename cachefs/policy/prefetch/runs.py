@@ -33,7 +33,9 @@ _PRIOR_RUNS = 4.0
 _PRIOR_CHANCE = 0.75
 """To double, before anything is known: a few runs that end say otherwise."""
 
-_PRIOR_REACHED = [_PRIOR_RUNS * _PRIOR_CHANCE ** (steps / _STEPS) for steps in range(2 * _STEPS + 1)]
+_PRIOR_REACHED = [
+    _PRIOR_RUNS * _PRIOR_CHANCE ** (steps / _STEPS) for steps in range(2 * _STEPS + 1)
+]
 """Of these runs, by how many steps they become longer."""
 
 _BYTES = [int(_SMALLEST_BYTES * 2 ** (step / _STEPS)) for step in range(_BUCKETS + 2 * _STEPS)]
@@ -117,5 +119,5 @@ class RunLengths:
 
 
 def _bucket(run_bytes: int) -> int:
-    times = max(run_bytes, _SMALLEST_BYTES) ** _STEPS // _SMALLEST_BYTES**_STEPS
+    times: int = max(run_bytes, _SMALLEST_BYTES) ** _STEPS // _SMALLEST_BYTES**_STEPS
     return min(_BUCKETS - 1, times.bit_length() - 1)

@@ -12,6 +12,7 @@ sequential one.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -140,8 +141,7 @@ class Streams:
         else:
             self._go_on(stream, access, offset, size)
             went_on_bytes, stream.noted_bytes = stream.noted_bytes, 0
-        if stream.near_bytes > self._near_bytes:
-            self._near_bytes = stream.near_bytes
+        self._near_bytes = max(self._near_bytes, stream.near_bytes)
         stream.seen, stream.last_s = self.accesses, access.time_s
         self._keep(stream)
         self._place(stream)
@@ -175,20 +175,17 @@ class Streams:
         A read continues a stream that is near its end, or near its beginning.
         """
         end = offset + size
-        from_read = _NEAR_READS * size if size < _MOST_NEAR_BYTES // _NEAR_READS else _MOST_NEAR_BYTES
-        farthest = from_read if from_read > self._near_bytes else self._near_bytes
-        here = offset >> _PLACE_SHIFT
-        first, last = offset - farthest >> _PLACE_SHIFT, end + farthest >> _PLACE_SHIFT
+        near_read = min(_NEAR_READS * size, _MOST_NEAR_BYTES)
+        farthest = max(near_read, self._near_bytes)
         found = None
-        for place in (here,) if first == last else (here, *range(first, here), *range(here + 1, last + 1)):
+        for place in _places_of(offset, offset - farthest, end + farthest):
             for stream in self._places.get(place, ()):
-                near = stream.near_bytes
-                if near < from_read:
-                    near = from_read
+                near = max(stream.near_bytes, near_read)
                 kind = stream.kind
-                if kind is _BACKWARD or not -near <= offset - stream.end <= near:
-                    if kind is _FORWARD or not -near <= end - stream.begin <= near:
-                        continue
+                if (kind is _BACKWARD or not -near <= offset - stream.end <= near) and (
+                    kind is _FORWARD or not -near <= end - stream.begin <= near
+                ):
+                    continue
                 if stream.reader == reader:
                     return stream
                 if found is None:
@@ -303,6 +300,14 @@ class Streams:
         if len(self._readers) > _MOST_READERS:
             self._readers.popitem(last=False)
         return reader
+
+
+def _places_of(offset: int, first: int, last: int) -> Sequence[int]:
+    """Return the places from one offset to another, the one of a third before all others."""
+    first, here, last = first >> _PLACE_SHIFT, offset >> _PLACE_SHIFT, last >> _PLACE_SHIFT
+    if first == last:
+        return (here,)
+    return here, *range(first, here), *range(here + 1, last + 1)
 
 
 def _noted_end(stream: Stream) -> int:
