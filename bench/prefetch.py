@@ -264,7 +264,7 @@ def random_table(reads: int = 50_000) -> Table:
 
 def cost_table(paths: Sequence[Path], limit: int) -> Table:
     """Return the CPU of arms for each chunk access, without the simulator."""
-    made = learning_arms()
+    made = everything()
     table = Table("CPU, us a chunk access", ("trace", *(arm.name for arm in made), "all"))
     for path in paths:
         trace = read_trace(path, CHUNK_SIZES[0], limit)
@@ -272,7 +272,7 @@ def cost_table(paths: Sequence[Path], limit: int) -> Table:
         reads = trace.reads()
         total = int(trace.count.sum())
         costs = []
-        for arms in (*([arm] for arm in made), learning_arms()):
+        for arms in (*([arm] for arm in made), everything()):
             for arm in arms:
                 arm.opened(image, 0.0)
             started = process_time()

@@ -30,6 +30,7 @@ _MOST_COUNTED = 64
 _COUNTS, _SHARES = 4, 4
 _NONE = -1
 _MIX = np.int64(0x9E3779B1)
+_LAGS = np.arange(1, _WINDOW + 1)
 
 
 class _Pairs:
@@ -63,11 +64,11 @@ class _Pairs:
         """And how often, (rows, followers)."""
         return np.zeros((MOST_TRACKED, _FOLLOWERS), np.int32)
 
-    def take(self, chunk: int) -> None:
-        """A new chunk was read."""
-        self._batch.append(chunk)
+    def take(self, chunks: list[int]) -> None:
+        """New chunks were read."""
+        self._batch += chunks
         if len(self._batch) >= _BATCH + _WINDOW:
-            self._mine(np.array(self._batch, np.int64))
+            self._mine(np.array(self._batch[: _BATCH + _WINDOW], np.int64))
             del self._batch[:_BATCH]
 
     def _mine(self, chunks: npt.NDArray[np.int64]) -> None:
@@ -77,11 +78,14 @@ class _Pairs:
         self._claim(rows, leaders)
         # The last leader to claim a row has it; the others are passed over this time.
         mine = np.flatnonzero(self.owner[rows] == leaders)
-        rows = rows[mine]
-        np.add.at(self.times, rows, 1)
-        for lag in range(1, _WINDOW + 1):
-            self._count(rows, chunks[mine + lag])
-        self._judge_all(np.unique(rows))
+        touched, first = np.unique(rows[mine], return_index=True)
+        while len(mine):  # most often once: few chunks are new twice
+            once = mine[first]
+            self.times[rows[once]] += 1
+            self._count(rows[once], chunks[once[:, None] + _LAGS])
+            mine = np.delete(mine, first)
+            first = np.unique(rows[mine], return_index=True)[1]
+        self._judge_all(touched)
 
     def rows_of(self, chunks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the row of each chunk."""
@@ -100,21 +104,19 @@ class _Pairs:
         self.counts[taken] = 0
 
     def _count(self, rows: npt.NDArray[np.int64], followers: npt.NDArray[np.int64]) -> None:
-        same = self.to[rows] == followers[:, None]
-        known = same.any(axis=1)
-        self.counts[rows[known], same[known].argmax(axis=1)] += 1
-        fresh, who = rows[~known], followers[~known]
-        weakest = self.counts[fresh].argmin(axis=1)
-        left = self.counts[fresh, weakest] - 1
-        self.counts[fresh, weakest] = left
-        gone = left < 0
-        self.to[fresh[gone], weakest[gone]] = who[gone]
-        self.counts[fresh[gone], weakest[gone]] = 1
+        """Count those that followed, (rows, lags), where each row is another one."""
+        is_empty = ~self.counts[rows].any(axis=1)
+        empty, used = rows[is_empty], rows[~is_empty]
+        self.to[empty], self.counts[empty] = followers[is_empty], 1
+        if len(used):
+            to, counts = self.to[used], self.counts[used]
+            _count(to, counts, followers[~is_empty])
+            self.to[used], self.counts[used] = to, counts
 
     def _judge_all(self, rows: npt.NDArray[np.int64]) -> None:
-        """Judge those rows that may be strong, or too old; in a scan there are none."""
-        is_ripe = (self.counts[rows] >= _LEAST_COUNT).any(axis=1)
-        is_ripe |= self.times[rows] >= _MOST_COUNTED
+        """Judge those rows that are strong, or too old; in a scan there are none."""
+        times, counts = self.times[rows], self.counts[rows]
+        is_ripe = _are_strong(counts, times[:, None]).any(axis=1) | (times >= _MOST_COUNTED)
         if self.strong:
             for owner in self.owner[rows[~is_ripe]].tolist():
                 self.strong.pop(owner, None)
@@ -137,6 +139,30 @@ class _Pairs:
             self.strong[owner] = found
         else:
             self.strong.pop(owner, None)
+
+
+def _are_strong(
+    counts: npt.NDArray[np.int32], times: npt.NDArray[np.int32]
+) -> npt.NDArray[np.bool_]:
+    """Return which counts are often enough, of so many times."""
+    return (counts >= _LEAST_COUNT) & (counts >= _LEAST_SHARE * times)
+
+
+def _count(
+    to: npt.NDArray[np.int64], counts: npt.NDArray[np.int32], followers: npt.NDArray[np.int64]
+) -> None:
+    """Count followers, one after the other; what is new wears down the weakest, and replaces it."""
+    lines = np.arange(len(to))
+    for lag in range(_WINDOW):
+        who = followers[:, lag]
+        same = to == who[:, None]
+        counts += same
+        weakest = counts.argmin(axis=1)
+        left = counts[lines, weakest] - ~same.any(axis=1)
+        gone = np.flatnonzero(left < 0)
+        left[gone] = 1
+        counts[lines, weakest] = left
+        to[gone, weakest[gone]] = who[gone]
 
 
 def kind_of(count: int, times: int) -> int:
@@ -166,16 +192,17 @@ class Association:
         if not fresh:
             return NOTHING
         pairs = self._of(image)
+        pairs.calibration.seen(fresh)
+        pairs.take(fresh)
+        strong = pairs.strong
+        if not strong:
+            return NOTHING
         recent = self._novelty.recent(image)
-        expected: list[tuple[int, float]] = []
-        for chunk in fresh:
-            pairs.calibration.seen(chunk)
-            pairs.take(chunk)
-            for ahead, kind in pairs.strong.get(chunk, ()):
-                if ahead not in recent:
-                    confidence = pairs.calibration.expect(ahead, kind, self._floor)
-                    if confidence:
-                        expected.append((ahead, confidence))
+        likely = [pair for chunk in fresh if chunk in strong for pair in strong[chunk]]
+        likely = [pair for pair in likely if pair[0] not in recent]
+        if not likely:
+            return NOTHING
+        expected = pairs.calibration.expect(likely, self._floor)
         return merged(expected, image.chunks) if expected else NOTHING
 
     def judged(self, image: Image, chunk: int, was_used: bool) -> None:
@@ -195,9 +222,7 @@ class Association:
         if pairs is None or not pairs.strong:
             return None
         row, place = np.nonzero(
-            (pairs.to != _NONE)
-            & (pairs.counts >= _LEAST_COUNT)
-            & (pairs.counts >= _LEAST_SHARE * pairs.times[:, None])
+            (pairs.to != _NONE) & _are_strong(pairs.counts, pairs.times[:, None])
         )
         if not len(row):
             return None

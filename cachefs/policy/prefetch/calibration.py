@@ -8,7 +8,8 @@ and judged weighs more as it comes in, because that is what the others had not f
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
 
 _MOST_FOLLOWED = 256.0
 _MOST_JUDGED = 128.0
@@ -28,20 +29,35 @@ only at the horizon, whoever reads at random what is known would be taken for ri
 because what comes true by chance counts at once."""
 
 
+class _Record:
+    """Of one kind: how many were followed and came, and how many were judged and used."""
+
+    __slots__ = ("came", "counted", "judged", "used")
+
+    def __init__(self) -> None:
+        self.came = _PRIOR * _PRIOR_COUNT
+        self.counted = _PRIOR_COUNT
+        self.used = 0.0
+        self.judged = 0.0
+
+    def confidence(self) -> float:
+        followed = min(1.0, self.came / self.counted)
+        return (followed * _TRUST + self.used) / (_TRUST + self.judged)
+
+
 class Calibration:
     """Counts for `kinds` kinds of expectations; each waits for `horizon` new chunks."""
 
     __slots__ = (
-        "_came",
-        "_counted",
         "_doubted",
+        "_doubted_to",
         "_horizon",
-        "_judged",
+        "_late_at",
         "_order",
         "_pending",
+        "_records",
         "_tick",
         "_turn",
-        "_used",
         "_wished",
         "confidences",
     )
@@ -49,64 +65,59 @@ class Calibration:
     def __init__(self, kinds: int, horizon: int = 1_024) -> None:
         self.confidences = [_PRIOR] * kinds
         """How often an expectation of each kind comes true."""
+        self._records = [_Record() for _ in range(kinds)]
         self._horizon = horizon
-        self._came = [_PRIOR * _PRIOR_COUNT] * kinds
-        self._counted = [_PRIOR_COUNT] * kinds
-        self._used = [0.0] * kinds
-        self._judged = [0.0] * kinds
         self._pending: dict[int, tuple[int, int]] = {}
         """Chunk: kind, tick."""
         self._order: deque[tuple[int, int]] = deque()
         """Tick, chunk."""
         self._doubted: deque[tuple[int, int]] = deque()
         """The same, of those that may still come true soon."""
-        self._wished: dict[int, tuple[int, int]] = {}
+        self._doubted_to = 0
+        """What is older than this tick, and still pending, counts as wrong already."""
+        self._late_at = 0
+        """Nothing of either is late before this tick."""
+        self._wished: OrderedDict[int, tuple[int, int]] = OrderedDict()
+        """Chunk: kind, tick."""
         self._tick = 0
         self._turn = 0
 
-    def expect(self, chunk: int, kind: int, floor: float) -> float:
-        """Note an expectation; returns its confidence, or 0 if it need not be said.
+    def expect(self, expected: Iterable[tuple[int, int]], floor: float) -> list[tuple[int, float]]:
+        """Note expectations: chunks and their kinds.
 
-        It need not if it is below the floor, or was said lately.
+        Returns those that are to be said, with their confidences: what is below the floor, or was
+        said lately, need not be.
         """
-        self._turn += 1
-        if (
-            not self._turn & 3  # one of four is followed
-            and chunk not in self._pending
-            and len(self._order) < _MOST_PENDING
-        ):
-            self._pending[chunk] = (kind, self._tick)
-            self._order.append((self._tick, chunk))
-            self._doubted.append((self._tick, chunk))
-        confidence = self.confidences[kind]
-        if confidence < floor:
-            return 0.0
-        said = self._wished.get(chunk)
-        if said is not None and self._tick - said[1] < _PATIENCE:
-            return 0.0
-        self._wished[chunk] = (kind, self._tick)
-        if len(self._wished) > _MOST_PENDING:
-            del self._wished[next(iter(self._wished))]
-        return confidence
+        confidences, wished = self.confidences, self._wished
+        turn, tick = self._turn, self._tick
+        lately = tick - _PATIENCE
+        said: list[tuple[int, float]] = []
+        for chunk, kind in expected:
+            turn += 1
+            if not turn & 3:  # one of four is followed
+                self._follow_up(chunk, kind)
+            confidence = confidences[kind]
+            if confidence < floor:
+                continue
+            before = wished.get(chunk)
+            if before is None or before[1] <= lately:
+                wished[chunk] = kind, tick
+                said.append((chunk, confidence))
+        self._turn = turn
+        while len(wished) > _MOST_PENDING:
+            wished.popitem(last=False)
+        return said
 
-    def seen(self, chunk: int) -> None:
-        """A new chunk was read."""
-        self._tick = tick = self._tick + 1
-        found = self._pending.pop(chunk, None)
-        if found is not None:
-            self._follow(found[0], came=1.0, counted=float(found[1] >= tick - _SOON))
-        doubted = self._doubted
-        while doubted and doubted[0][0] < tick - _SOON:
-            since, late = doubted.popleft()
-            missed = self._pending.get(late)
-            if missed is not None and missed[1] == since:
-                self._follow(missed[0], came=0.0, counted=1.0)
-        order = self._order
-        while order and order[0][0] < tick - self._horizon:
-            since, late = order.popleft()
-            missed = self._pending.get(late)
-            if missed is not None and missed[1] == since:
-                del self._pending[late]
+    def seen(self, chunks: list[int]) -> None:
+        """New chunks were read."""
+        pending = self._pending
+        for chunk in chunks:
+            if chunk in pending:
+                kind, since = pending.pop(chunk)
+                self._count(kind, came=1.0, counted=float(since >= self._doubted_to))
+        self._tick += len(chunks)
+        if self._tick > self._late_at:
+            self._give_up()
 
     def judged(self, chunk: int, was_used: bool) -> None:
         """A chunk that was wished for was fetched, and was used or not."""
@@ -114,25 +125,48 @@ class Calibration:
         if said is None:
             return
         kind = said[0]
-        self._used[kind] += was_used
-        self._judged[kind] += 1.0
-        if self._judged[kind] > _MOST_JUDGED:
-            self._used[kind] /= 2
-            self._judged[kind] /= 2
-        self._work_out(kind)
+        record = self._records[kind]
+        record.used += was_used
+        record.judged += 1.0
+        if record.judged > _MOST_JUDGED:
+            record.used /= 2
+            record.judged /= 2
+        self.confidences[kind] = record.confidence()
 
-    def _follow(self, kind: int, came: float, counted: float) -> None:
-        self._came[kind] += came
-        self._counted[kind] += counted
-        if self._counted[kind] > _MOST_FOLLOWED:
-            self._came[kind] /= 2
-            self._counted[kind] /= 2
-        self._used[kind] *= _FADING
-        self._judged[kind] *= _FADING
-        self._work_out(kind)
+    def _follow_up(self, chunk: int, kind: int) -> None:
+        """See whether an expectation comes true."""
+        if chunk not in self._pending and len(self._order) < _MOST_PENDING:
+            self._pending[chunk] = kind, self._tick
+            self._order.append((self._tick, chunk))
+            self._doubted.append((self._tick, chunk))
 
-    def _work_out(self, kind: int) -> None:
-        followed = min(1.0, self._came[kind] / self._counted[kind])
-        self.confidences[kind] = (followed * _TRUST + self._used[kind]) / (
-            _TRUST + self._judged[kind]
-        )
+    def _give_up(self) -> None:
+        """Count what did not come soon, and wait no longer for what did not come at all."""
+        self._doubted_to = self._tick - _SOON
+        for chunk in self._late(self._doubted, self._doubted_to):
+            self._count(self._pending[chunk][0], came=0.0, counted=1.0)
+        for chunk in self._late(self._order, self._tick - self._horizon):
+            del self._pending[chunk]
+        oldest = self._doubted[0][0] if self._doubted else self._tick
+        self._late_at = oldest + _SOON
+        if self._order:
+            self._late_at = min(self._late_at, self._order[0][0] + self._horizon)
+
+    def _late(self, order: deque[tuple[int, int]], tick: int) -> Iterator[int]:
+        """Take what is older than a tick out of an order; yields what is pending of it."""
+        while order and order[0][0] < tick:
+            since, chunk = order.popleft()
+            missed = self._pending.get(chunk)
+            if missed is not None and missed[1] == since:
+                yield chunk
+
+    def _count(self, kind: int, *, came: float, counted: float) -> None:
+        record = self._records[kind]
+        record.came += came
+        record.counted += counted
+        if record.counted > _MOST_FOLLOWED:
+            record.came /= 2
+            record.counted /= 2
+        record.used *= _FADING
+        record.judged *= _FADING
+        self.confidences[kind] = record.confidence()

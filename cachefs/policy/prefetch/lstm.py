@@ -189,8 +189,7 @@ class Lstm:
         watched = self._watched.get(image)
         if watched is None:
             watched = self._watched[image] = _Watched(access.time_s)
-        for chunk in fresh:
-            watched.calibration.seen(chunk)
+        watched.calibration.seen(fresh)
         region = watched.region(fresh[0])
         found = region.deltas.take(fresh)
         if found is None or not watched.may_step(access.time_s):
@@ -210,8 +209,7 @@ class Lstm:
         if not 0 <= ahead < image.chunks or ahead in self._novelty.recent(image):
             return []
         kind = word * _LEVELS + min(_LEVELS - 1, int(chance * _LEVELS))
-        confidence = watched.calibration.expect(ahead, kind, self._floor)
-        return [(ahead, confidence)] if confidence else []
+        return watched.calibration.expect([(ahead, kind)], self._floor)
 
     def judged(self, image: Image, chunk: int, was_used: bool) -> None:
         """See Arm."""

@@ -7,7 +7,8 @@ they are certain. Chunks are indexes while the image is open, and contents at re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -17,8 +18,8 @@ from cachefs.policy.prefetch.novelty import Novelty
 from cachefs.policy.prefetch.seam import NOTHING, Access, Image, Wish
 from cachefs.policy.prefetch.wishes import merged
 
-MOST_CONTEXTS = 1 << 15
-"""Of each order, of an image: at most 16 MB of memory together."""
+MOST_CONTEXTS = 1 << 16
+"""Of each order, of an image: at most 16 MB of memory together, where most have one follower."""
 _MOST_FOLLOWERS = 4
 _MOST_COUNTED = 32
 _FARTHEST = 4
@@ -31,35 +32,72 @@ _NO_CHUNK = -1
 Followers = dict[int, int]
 """Chunk: how often it came next."""
 
+_COUNT_BITS = 6
+_COUNT = (1 << _COUNT_BITS) - 1
+"""What is known of a context that has one follower, as most have, is a number: the chunk, and in
+these bits how often it came."""
+
 
 class _Table:
-    """Contexts of one order, the least recently used first."""
+    """Contexts of one order: those that were used lately, and those that were before."""
 
     def __init__(self) -> None:
-        self.rows: dict[int, Followers] = {}
+        self._rows: dict[int, int | Followers] = {}
+        self._older: dict[int, int | Followers] = {}
 
-    def add(self, context: int, chunk: int, count: int = 1) -> None:
-        rows = self.rows
-        followers = rows.pop(context, None)
-        if followers is None:
-            if len(rows) >= MOST_CONTEXTS:
-                del rows[next(iter(rows))]
-            rows[context] = {chunk: count}
-            return
-        rows[context] = followers
-        counted = followers.get(chunk)
-        if counted is not None:
-            followers[chunk] = counted + count
-            if counted >= _MOST_COUNTED:
-                _halve(followers)
-        elif len(followers) < _MOST_FOLLOWERS:
+    def get(self, context: int) -> int | Followers | None:
+        """Return what followed a context."""
+        known = self._rows.get(context)
+        return self._older.get(context) if known is None else known
+
+    def add(self, context: int, chunk: int, count: int = 1) -> bool:
+        """Count a follower of a context; returns whether it has others."""
+        known = self._rows.get(context)
+        if known is None:
+            known = self._older.pop(context, None)
+            if len(self._rows) >= MOST_CONTEXTS // 2:
+                self._older, self._rows = self._rows, {}
+            if known is None:
+                self._rows[context] = chunk << _COUNT_BITS | count
+                return False
+            self._rows[context] = known
+        if isinstance(known, dict):
+            _count(known, chunk, count)
+            return len(known) > 1
+        only, counted = known >> _COUNT_BITS, known & _COUNT
+        if only != chunk:
+            self._rows[context] = {only: counted, chunk: count}
+            return True
+        more = counted + count
+        self._rows[context] = chunk << _COUNT_BITS | (
+            more // 2 if counted >= _MOST_COUNTED else more
+        )
+        return False
+
+    def followers(self) -> Iterator[tuple[int, int, int]]:
+        """Return (context, chunk, count) of all; contexts that were used last come last."""
+        for context, known in chain(self._older.items(), self._rows.items()):
+            if isinstance(known, dict):
+                for chunk, count in known.items():
+                    yield context, chunk, count
+            else:
+                yield context, known >> _COUNT_BITS, known & _COUNT
+
+
+def _count(followers: Followers, chunk: int, count: int) -> None:
+    counted = followers.get(chunk)
+    if counted is not None:
+        followers[chunk] = counted + count
+        if counted >= _MOST_COUNTED:
+            _halve(followers)
+    elif len(followers) < _MOST_FOLLOWERS:
+        followers[chunk] = count
+    else:
+        rarest = min(followers, key=followers.__getitem__)
+        followers[rarest] -= count
+        if followers[rarest] <= 0:
+            del followers[rarest]
             followers[chunk] = count
-        else:
-            rarest = min(followers, key=followers.__getitem__)
-            followers[rarest] -= count
-            if followers[rarest] <= 0:
-                del followers[rarest]
-                followers[chunk] = count
 
 
 def _halve(followers: Followers) -> None:
@@ -83,22 +121,19 @@ class _Chains:
     def take(self, chunk: int) -> None:
         """A new chunk was read."""
         last = self.last
-        if last != _NO_CHUNK:
-            known = self.first.rows.get(last)
-            self.first.add(last, chunk)
-            if known is not None and len(known) > 1 and self.before != _NO_CHUNK:
-                self.second.add(pair_of(self.before, last), chunk)
+        if last != _NO_CHUNK and self.first.add(last, chunk) and self.before != _NO_CHUNK:
+            self.second.add(pair_of(self.before, last), chunk)
         self.before, self.last = last, chunk
 
     def next(self, before: int, chunk: int) -> tuple[int, int]:
         """Return what comes next most likely, and what kind of knowledge that is."""
-        followers = self.first.rows.get(chunk)
+        followers = self.first.get(chunk)
         if followers is None:
             return _NO_CHUNK, 0
         order = 0
         best, count, total = _best(followers)
         if count < _AMBIGUOUS * total and before != _NO_CHUNK:
-            longer = self.second.rows.get(pair_of(before, chunk))
+            longer = self.second.get(pair_of(before, chunk))
             if longer is not None:
                 order = 1
                 best, count, total = _best(longer)
@@ -107,7 +142,11 @@ class _Chains:
         return best, (order * _COUNTS + counted) * _SHARES + share
 
 
-def _best(followers: Followers) -> tuple[int, int, int]:
+def _best(followers: int | Followers) -> tuple[int, int, int]:
+    """Return the follower that came most often, how often it did, and all of them."""
+    if not isinstance(followers, dict):
+        count = followers & _COUNT
+        return followers >> _COUNT_BITS, count, count
     best, most, total = _NO_CHUNK, 0, 0
     for chunk, count in followers.items():
         total += count
@@ -142,15 +181,16 @@ class Markov:
         if not fresh:
             return NOTHING
         chains = self._of(image)
+        chains.calibration.seen(fresh)
         for chunk in fresh:
-            chains.calibration.seen(chunk)
             chains.take(chunk)
         expected = self._look_ahead(image, chains)
         return merged(expected, image.chunks) if expected else NOTHING
 
     def _look_ahead(self, image: Image, chains: _Chains) -> list[tuple[int, float]]:
         recent = self._novelty.recent(image)
-        expected: list[tuple[int, float]] = []
+        confidences = chains.calibration.confidences
+        expected: list[tuple[int, int]] = []
         before, chunk = chains.before, chains.last
         for link in range(_FARTHEST):
             ahead, kind = chains.next(before, chunk)
@@ -158,13 +198,11 @@ class Markov:
                 break
             kind = kind * _FARTHEST + link
             if ahead not in recent:
-                confidence = chains.calibration.expect(ahead, kind, self._floor)
-                if confidence:
-                    expected.append((ahead, confidence))
-            if chains.calibration.confidences[kind] < self._floor:
+                expected.append((ahead, kind))
+            if confidences[kind] < self._floor:
                 break
             before, chunk = chunk, ahead
-        return expected
+        return chains.calibration.expect(expected, self._floor) if expected else []
 
     def judged(self, image: Image, chunk: int, was_used: bool) -> None:
         """See Arm."""
@@ -190,8 +228,7 @@ class Markov:
                 count,
             )
             for table in (chains.second, chains.first)
-            for context, followers in table.rows.items()
-            for to, count in followers.items()
+            for context, to, count in table.followers()
         ][-MOST_ROWS:]
         if not found:
             return None

@@ -7,6 +7,8 @@ repetitions; it is worked out once for each access.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from cachefs.policy.prefetch.seam import Access, Image
 
 RECENT = 256
@@ -20,7 +22,7 @@ class Novelty:
     """The sequences of new chunks of the images that are open. Arms share one of these."""
 
     def __init__(self) -> None:
-        self._recent: dict[Image, dict[int, None]] = {}
+        self._recent: dict[Image, OrderedDict[int, None]] = {}
         self._access: Access | None = None
         self._fresh: list[int] = []
 
@@ -33,20 +35,20 @@ class Novelty:
         fresh: list[int] = []
         for chunk in range(first, first + min(count, _MOST_CHUNKS)):
             if chunk in recent:
-                del recent[chunk]
+                recent.move_to_end(chunk)
             else:
+                recent[chunk] = None
                 fresh.append(chunk)
-            recent[chunk] = None
         while len(recent) > RECENT:
-            del recent[next(iter(recent))]
+            recent.popitem(last=False)
         self._access, self._fresh = access, fresh
         return fresh
 
-    def recent(self, image: Image) -> dict[int, None]:
+    def recent(self, image: Image) -> OrderedDict[int, None]:
         """Return the chunks of an image that were read a moment ago, the latest last."""
         recent = self._recent.get(image)
         if recent is None:
-            recent = self._recent[image] = {}
+            recent = self._recent[image] = OrderedDict()
         return recent
 
     def forget(self, image: Image) -> None:

@@ -28,6 +28,9 @@ _FARTHEST = 8
 _LEVELS = 8
 _DEPTHS = 4
 _DISTANCES = 4
+_KIND_OF_DEPTH = [min(_DEPTHS - 1, ahead // 2) * _DISTANCES for ahead in range(_FARTHEST)]
+_KIND_OF_BITS = [min(_DISTANCES - 1, bits // 3) for bits in range(65)]
+"""By the bits of how far it is from what was read."""
 
 
 class _Trail:
@@ -56,9 +59,11 @@ class _Log:
 
     def follow(self, chunk: int) -> _Trail | None:
         """Take in a new chunk; returns the trail that it is on."""
-        trail = self._trail_of(chunk)
-        place = self._place.get(chunk)
-        if trail is None and place is not None:
+        trail = None
+        found = self._expected.pop(chunk, None)
+        if found is not None and found[0].is_alive:
+            trail = self._go_on(*found)
+        elif (place := self._place.get(chunk)) is not None:
             trail = _Trail(place + 1)
             self._trails.append(trail)
             if len(self._trails) > _MOST_TRAILS:
@@ -68,11 +73,7 @@ class _Log:
             self._map(trail)
         return trail
 
-    def _trail_of(self, chunk: int) -> _Trail | None:
-        found = self._expected.pop(chunk, None)
-        if found is None or not found[0].is_alive:
-            return None
-        trail, position = found
+    def _go_on(self, trail: _Trail, position: int) -> _Trail:
         skipped = position - trail.at
         if skipped >= 0:
             trail.at = position + 1
@@ -88,15 +89,28 @@ class _Log:
         if trail.at < oldest:
             trail.at = trail.mapped = oldest
         end = min(trail.at + _WINDOW, self.size - 1)
-        for position in range(max(trail.mapped, trail.at), end):
-            self._expected[self.ring[position % MOST_LOGGED]] = (trail, position)
-        trail.mapped = max(trail.mapped, end)
-        if len(self._expected) > 4 * _MOST_TRAILS * _WINDOW:
+        begin = max(trail.mapped, trail.at)
+        if begin >= end:
+            return
+        expected, ring = self._expected, self.ring
+        for position in range(begin, end):
+            expected[ring[position % MOST_LOGGED]] = trail, position
+        trail.mapped = end
+        if len(expected) > 4 * _MOST_TRAILS * _WINDOW:
             self._expected = {
                 chunk: (on, position)
-                for chunk, (on, position) in self._expected.items()
+                for chunk, (on, position) in expected.items()
                 if on.is_alive and position >= on.at - _WINDOW
             }
+
+    def ahead(self, trail: _Trail, count: int) -> list[int]:
+        """Return the next chunks on a trail."""
+        begin = trail.at
+        count = min(count, self.size - 1 - begin)
+        at = begin % MOST_LOGGED
+        if at + count <= MOST_LOGGED:
+            return self.ring[at : at + count]
+        return self.ring[at:] + self.ring[: at + count - MOST_LOGGED]
 
     def append(self, chunk: int) -> None:
         """Take in a chunk that was read, and no more."""
@@ -138,36 +152,28 @@ class Recurrence:
         if not fresh:
             return NOTHING
         log = self._log(image)
+        log.calibration.seen(fresh)
         expected: list[tuple[int, float]] = []
         for chunk in fresh:
-            log.calibration.seen(chunk)
             trail = log.follow(chunk)
             if trail is not None:
-                self._look_ahead(image, log, trail, chunk, expected)
+                expected += self._look_ahead(image, log, trail, chunk)
         return merged(expected, image.chunks) if expected else NOTHING
 
     def _look_ahead(
-        self,
-        image: Image,
-        log: _Log,
-        trail: _Trail,
-        chunk: int,
-        expected: list[tuple[int, float]],
-    ) -> None:
+        self, image: Image, log: _Log, trail: _Trail, chunk: int
+    ) -> list[tuple[int, float]]:
+        """Return what is to be said of what comes on a trail, after this chunk."""
         recent = self._novelty.recent(image)
         level = int(trail.level)
-        kinds = min(level, _LEVELS - 1) * _DEPTHS * _DISTANCES
-        begin, ring, expect = trail.at, log.ring, log.calibration.expect
-        end = min(begin + min(_FARTHEST, 2 + level), log.size - 1)
-        for position in range(begin, end):
-            ahead = ring[position % MOST_LOGGED]
-            if ahead in recent:
-                continue
-            depth = min(_DEPTHS - 1, (position - begin) // 2)
-            distance = min(_DISTANCES - 1, abs(ahead - chunk).bit_length() // 3)
-            confidence = expect(ahead, kinds + depth * _DISTANCES + distance, self._floor)
-            if confidence:
-                expected.append((ahead, confidence))
+        kind = min(level, _LEVELS - 1) * _DEPTHS * _DISTANCES
+        ahead = log.ahead(trail, min(_FARTHEST, 2 + level))
+        expected = [
+            (to, kind + of_depth + _KIND_OF_BITS[abs(to - chunk).bit_length()])
+            for to, of_depth in zip(ahead, _KIND_OF_DEPTH, strict=False)
+            if to not in recent
+        ]
+        return log.calibration.expect(expected, self._floor) if expected else []
 
     def judged(self, image: Image, chunk: int, was_used: bool) -> None:
         """See Arm."""

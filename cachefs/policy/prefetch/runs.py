@@ -8,8 +8,6 @@ whether or not anything was fetched for them, so a verdict mends itself when the
 
 from __future__ import annotations
 
-import math
-
 from cachefs.units import KIB
 
 _SMALLEST_BYTES = 4 * KIB
@@ -34,6 +32,14 @@ has outgrown them is another reader's."""
 _PRIOR_RUNS = 4.0
 _PRIOR_CHANCE = 0.75
 """To double, before anything is known: a few runs that end say otherwise."""
+
+_PRIOR_REACHED = [
+    _PRIOR_RUNS * _PRIOR_CHANCE ** (steps / _STEPS) for steps in range(2 * _STEPS + 1)
+]
+"""Of these runs, by how many steps they become longer."""
+
+_BYTES = [int(_SMALLEST_BYTES * 2 ** (step / _STEPS)) for step in range(_BUCKETS + 2 * _STEPS)]
+"""Where a step begins."""
 
 
 class RunLengths:
@@ -61,6 +67,18 @@ class RunLengths:
         self._total -= less
         self._reach.clear()
 
+    def exchange(self, went_on_bytes: int, ended_bytes: int) -> None:
+        """A run that was taken for ended at one length goes on, and another has ended (0: none).
+
+        Where readers take turns that is so at each access, most often at the same step.
+        """
+        if went_on_bytes and ended_bytes and _bucket(went_on_bytes) == _bucket(ended_bytes):
+            return
+        if went_on_bytes:
+            self.take_back(went_on_bytes)
+        if ended_bytes:
+            self.add(ended_bytes)
+
     def reach(self, run_bytes: int) -> tuple[int, float]:
         """Return how long a run of this length will become, more likely than not; and the chance.
 
@@ -74,26 +92,32 @@ class RunLengths:
         return found
 
     def _furthest(self, bucket: int) -> tuple[int, float]:
-        reached = sum(self._ended[bucket:]) + _PRIOR_RUNS
+        ended = self._ended
+        longer = sum(ended[bucket:])
+        reached = longer + _PRIOR_RUNS
         likely = _ALIKE_LIKELY if bucket < self._alike_until() else _LIKELY
         furthest = 0, 0.0
-        for further in range(bucket + 1, bucket + 2 * _STEPS + 1):
-            prior = _PRIOR_RUNS * _PRIOR_CHANCE ** ((further - bucket) / _STEPS)
-            chance = (sum(self._ended[further:]) + prior) / reached
+        for steps in range(1, 2 * _STEPS + 1):
+            further = bucket + steps
+            longer -= ended[further - 1] if further <= _BUCKETS else 0.0
+            chance = (longer + _PRIOR_REACHED[steps]) / reached
             if chance < likely:
                 break
-            furthest = int(_SMALLEST_BYTES * 2 ** (further / _STEPS)), chance
+            furthest = _BYTES[further], chance
         return furthest
 
     def _alike_until(self) -> int:
         """Return the step by which nearly all runs ended at about the same length, 0 if none."""
-        if self._total < _ALIKE_RUNS:
+        least = _ALIKE_SHARE * self._total
+        most = max(self._ended)
+        if self._total < _ALIKE_RUNS or _ALIKE_STEPS * most < least:
             return 0
-        ended = self._ended
-        most, less = max((sum(ended[at : at + _ALIKE_STEPS]), -at) for at in range(_BUCKETS))
-        return _ALIKE_STEPS - less if most >= _ALIKE_SHARE * self._total else 0
+        peak = self._ended.index(most)  # which is among the steps that have nearly all
+        begins = range(max(0, peak - _ALIKE_STEPS + 1), peak + 1)
+        runs, less = max((sum(self._ended[at : at + _ALIKE_STEPS]), -at) for at in begins)
+        return _ALIKE_STEPS - less if runs >= least else 0
 
 
 def _bucket(run_bytes: int) -> int:
-    steps = math.floor(_STEPS * math.log2(max(run_bytes, _SMALLEST_BYTES) / _SMALLEST_BYTES))
-    return min(_BUCKETS - 1, steps)
+    times: int = max(run_bytes, _SMALLEST_BYTES) ** _STEPS // _SMALLEST_BYTES**_STEPS
+    return min(_BUCKETS - 1, times.bit_length() - 1)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from cachefs.policy.prefetch.pattern import Pattern
 from cachefs.policy.prefetch.seam import NOTHING, Access, Image, Wish
 from cachefs.policy.prefetch.stakes import Stakes
-from cachefs.policy.prefetch.streams import Kind, Stream, Streams
+from cachefs.policy.prefetch.streams import ESTABLISHED_READS, Kind, Stream, Streams
 from cachefs.units import MIB
 
 _TRIGGER_PARTS = 4
@@ -28,6 +28,8 @@ _QUIET_S = 2.0
 
 _FADE = 1 / 256
 """Weight of one more chunk in the share that was wasted."""
+
+_FORWARD, _BACKWARD, _STRIDED = Kind.FORWARD, Kind.BACKWARD, Kind.STRIDED
 
 
 @dataclass(slots=True)
@@ -75,41 +77,45 @@ class Sequential:
         watched = self._images.get(id(image))
         if watched is None:
             watched = self._images[id(image)] = _Watched(Stakes(image.chunk_bytes))
-        stream = watched.streams.observe(access, image.chunk_bytes)
+        streams = watched.streams
+        stream = streams.observe(access, image.chunk_bytes)
         watched.pattern.add(stream.kind, access.reads, access.time_s)
         watched.stakes.read(access.count, is_hit=access.is_hit)
-        wishes = self._turned(watched, access.time_s)
-        if not stream.is_established:
+        wishes: Sequence[Wish] = NOTHING
+        if not streams.accesses % _QUIET_ACCESSES:
+            wishes = _turned(streams, access.time_s)
+        if stream.reads < ESTABLISHED_READS:
             return wishes
+        more = self._ahead(watched, stream, image)
+        return [*wishes, *more] if more else wishes
+
+    def _ahead(self, watched: _Watched, stream: Stream, image: Image) -> Sequence[Wish]:
+        """Return what a stream that is believed will read."""
+        stakes, run_bytes = watched.stakes, stream.run_bytes
         if stream.ahead_to is not None:
-            _note_ahead(watched.stakes, stream, image)
-        window_bytes = self._window_bytes(watched, stream, image)
-        if window_bytes < min(image.chunk_bytes, stream.run_bytes):
-            return wishes
-        if stream.kind is Kind.STRIDED:
-            guesses = _steps(stream, image, window_bytes)
+            _note_ahead(stakes, stream, image)
+        window_bytes = int(min(run_bytes, self.ceiling_bytes) * (1 - watched.wasted) ** 2)
+        least_bytes = min(image.chunk_bytes, run_bytes)
+        if window_bytes < least_bytes:
+            return NOTHING
+        cost = _step_cost(stream, image) if stream.kind is _STRIDED else 1.0
+        bound_bytes = stakes.window_bytes(stream.number, int(run_bytes * cost))
+        window_bytes = min(window_bytes, int(bound_bytes / cost))
+        if window_bytes < least_bytes:
+            return NOTHING
+        if stream.kind is _STRIDED:
+            guesses: Sequence[Wish] = _steps(stream, image, window_bytes)
         else:
-            guesses = _onwards(watched, stream, image, window_bytes)
+            guesses = _onwards(watched.streams, stream, image, window_bytes)
         if guesses:
-            _note_ahead(watched.stakes, stream, image)
-        return [*wishes, *guesses]
+            _note_ahead(stakes, stream, image)
+        return guesses
 
-    def _window_bytes(self, watched: _Watched, stream: Stream, image: Image) -> int:
-        window_bytes = int(min(stream.run_bytes, self.ceiling_bytes) * (1 - watched.wasted) ** 2)
-        if stream.kind is Kind.STRIDED:
-            cost = _step_cost(stream, image)
-            bound_bytes = watched.stakes.window_bytes(stream.number, int(stream.run_bytes * cost))
-            return min(window_bytes, int(bound_bytes / cost))
-        bound_bytes = watched.stakes.window_bytes(stream.number, stream.run_bytes)
-        reach_bytes = watched.streams.lengths.reach(stream.run_bytes)[0]
-        return min(window_bytes, max(0, reach_bytes - stream.run_bytes), bound_bytes)
 
-    def _turned(self, watched: _Watched, time_s: float) -> list[Wish]:
-        """Take back what streams that have turned elsewhere had wished for."""
-        if watched.streams.accesses % _QUIET_ACCESSES:
-            return []
-        gone = watched.streams.quiet(_QUIET_ACCESSES, time_s - _QUIET_S)
-        return [Wish(0, 0, 0.0, stream=s.number) for s in gone if s.ahead_to is not None]
+def _turned(streams: Streams, time_s: float) -> list[Wish]:
+    """Take back what streams that have turned elsewhere had wished for."""
+    gone = streams.quiet(_QUIET_ACCESSES, time_s - _QUIET_S)
+    return [Wish(0, 0, 0.0, stream=s.number) for s in gone if s.ahead_to is not None]
 
 
 def _step_cost(stream: Stream, image: Image) -> float:
@@ -121,9 +127,9 @@ def _note_ahead(stakes: Stakes, stream: Stream, image: Image) -> None:
     """Let the account know how far a stream is run ahead of."""
     ahead, chunk_bytes, run_bytes = stream.ahead_to, image.chunk_bytes, stream.run_bytes
     assert ahead is not None
-    if stream.kind is Kind.FORWARD:
+    if stream.kind is _FORWARD:
         chunks = range((stream.end - 1) // chunk_bytes + 1, ahead)
-    elif stream.kind is Kind.BACKWARD:
+    elif stream.kind is _BACKWARD:
         chunks = range(stream.begin // chunk_bytes - 1, ahead, -1)
     else:
         steps = range(stream.begin + stream.stride_bytes, ahead, stream.stride_bytes)
@@ -135,23 +141,34 @@ def _note_ahead(stakes: Stakes, stream: Stream, image: Image) -> None:
     stakes.goes_on(stream.number, run_bytes, chunks)
 
 
-def _onwards(watched: _Watched, stream: Stream, image: Image, window_bytes: int) -> list[Wish]:
+def _onwards(streams: Streams, stream: Stream, image: Image, window_bytes: int) -> Sequence[Wish]:
     """Return what comes after a forward run, or before a backward one."""
     chunk_bytes = image.chunk_bytes
-    window = window_bytes // chunk_bytes
-    step = 1 if stream.kind is Kind.FORWARD else -1
+    step = 1 if stream.kind is _FORWARD else -1
     edge = (stream.end - 1) // chunk_bytes if step > 0 else stream.begin // chunk_bytes
     ahead = stream.ahead_to
     if ahead is None or (ahead - edge) * step < 1:
         ahead = edge + step  # the reader has overtaken
     limit = image.chunks - ahead if step > 0 else ahead + 1
-    missing = min(window - (ahead - edge) * step + 1, limit)
-    if missing <= 0 or (missing < limit and missing < -(-window // _TRIGGER_PARTS)):
-        return []
-    first = ahead if step > 0 else ahead - missing + 1
+    done = (ahead - edge) * step - 1
+    if not _missing(window_bytes // chunk_bytes, done, limit):
+        return NOTHING  # as most often: whatever the lengths of runs say
+    reach_bytes, chance = streams.lengths.reach(stream.run_bytes)
+    window_bytes = min(window_bytes, reach_bytes - stream.run_bytes)
+    missing = _missing(window_bytes // chunk_bytes, done, limit)
+    if not missing:
+        return NOTHING
     stream.ahead_to = ahead + step * missing
-    chance = watched.streams.lengths.reach(stream.run_bytes)[1]
+    first = ahead if step > 0 else ahead - missing + 1
     return [Wish(first, missing, chance, stream=stream.number)]
+
+
+def _missing(window: int, done: int, limit: int) -> int:
+    """Return how many chunks to wish for where so many are; 0 while that is not a part's worth."""
+    missing = min(window - done, limit)
+    if missing <= 0 or (missing < limit and missing < -(-window // _TRIGGER_PARTS)):
+        return 0
+    return missing
 
 
 def _steps(stream: Stream, image: Image, window_bytes: int) -> list[Wish]:

@@ -12,6 +12,7 @@ sequential one.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -39,13 +40,23 @@ _STRIDES = 2
 """So many equal jumps, after the first, make a stride."""
 
 
+ESTABLISHED_READS = 3
+"""A stream that has continued so often is believed."""
+
+
 class Kind(Enum):
     """How an access continues what was read before."""
+
+    __hash__ = object.__hash__  # that of Enum is Python code
 
     FORWARD = "sequential"
     BACKWARD = "backward"
     STRIDED = "strided"
     RANDOM = "random"
+
+
+_FORWARD, _BACKWARD, _STRIDED = Kind.FORWARD, Kind.BACKWARD, Kind.STRIDED
+"""To look a member up in its class takes as long as all else that is done with it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +72,8 @@ class Stream:
     reads: int
     size_bytes: int
     """Of its last read."""
+    near_bytes: int
+    """How far from its end a read may begin that continues it."""
     last_s: float
     seen: int = 0
     """The count of accesses of its image when it was last continued."""
@@ -71,11 +84,17 @@ class Stream:
     noted_bytes: int = 0
     """The length at which it was taken for ended."""
     places: tuple[int, ...] = ()
+    shelf: _Shelf | None = None
+    """Where it is kept; None: it is forgotten."""
 
     @property
     def is_established(self) -> bool:
         """Whether it has continued often enough to be believed."""
-        return self.reads >= 3
+        return self.reads >= ESTABLISHED_READS
+
+
+_Shelf = OrderedDict[int, Stream]
+"""Streams by number."""
 
 
 @dataclass(slots=True)
@@ -93,10 +112,12 @@ class Streams:
 
     def __init__(self) -> None:
         self.lengths = RunLengths()
-        self._streams: OrderedDict[int, Stream] = OrderedDict()
-        """Those that are believed, by number, the one continued last at the end."""
-        self._young: OrderedDict[int, Stream] = OrderedDict()
+        self._streams: _Shelf = OrderedDict()
+        """Those that are believed, the one continued last at the end."""
+        self._young: _Shelf = OrderedDict()
         self._places: dict[int, list[Stream]] = {}
+        self._near_bytes = 0
+        """No stream is met from farther, but by a larger read."""
         self._readers: OrderedDict[int, _Reader] = OrderedDict()
         self.accesses = 0
         self._made = 0
@@ -106,32 +127,35 @@ class Streams:
 
     def observe(self, access: Access, chunk_bytes: int) -> Stream:
         """Return the stream that an access belongs to, a new one if it continues none."""
-        if access.offset_bytes < 0:
+        offset, size = access.offset_bytes, access.size_bytes
+        if offset < 0:
             offset, size = access.first * chunk_bytes, access.count * chunk_bytes
-        else:
-            offset, size = access.offset_bytes, access.size_bytes
         self.accesses += 1
+        reader = self._readers.get(access.reader)
+        went_on_bytes = ended_bytes = 0
         stream = self._continued(access.reader, offset, size)
+        if stream is None and reader is not None:
+            stream = self._strided(reader, access, offset)
         if stream is None:
-            stream = self._strided(access, offset, size)
-        if stream is None:
-            kind = Kind.RANDOM
-            if access.reads > 1:
-                kind = Kind.BACKWARD if access.is_backward else Kind.FORWARD
-            stream = self._new(access, offset, offset + size, kind, access.reads)
-            stream.run_bytes, stream.size_bytes = size, size // access.reads
+            stream = self._begun(access, offset, size)
         else:
             self._go_on(stream, access, offset, size)
-            if stream.noted_bytes:
-                self.lengths.take_back(stream.noted_bytes)
-                stream.noted_bytes = 0
+            went_on_bytes, stream.noted_bytes = stream.noted_bytes, 0
+        self._near_bytes = max(self._near_bytes, stream.near_bytes)
         stream.seen, stream.last_s = self.accesses, access.time_s
+        self._keep(stream)
         self._place(stream)
-        reader = self._note_reader(access.reader, offset)
-        if stream.is_established and reader.run is not stream:
+        if reader is None:
+            reader = self._met_reader(access.reader, offset)
+        else:
+            reader.offset = offset
+            self._readers.move_to_end(access.reader)
+        if reader.run is not stream and stream.reads >= ESTABLISHED_READS:
             if reader.run is not None:
-                self._note_end(reader.run)  # until it goes on
+                ended_bytes = _noted_end(reader.run)  # until it goes on
             reader.run = stream
+        if went_on_bytes or ended_bytes:
+            self.lengths.exchange(went_on_bytes, ended_bytes)
         return stream
 
     def quiet(self, accesses: int, before_s: float) -> list[Stream]:
@@ -146,22 +170,30 @@ class Streams:
         return gone
 
     def _continued(self, reader: int, offset: int, size: int) -> Stream | None:
-        """Return the stream that goes on here: the same reader's before another's."""
+        """Return the stream that goes on here: the same reader's before another's.
+
+        A read continues a stream that is near its end, or near its beginning.
+        """
+        end = offset + size
+        near_read = min(_NEAR_READS * size, _MOST_NEAR_BYTES)
+        farthest = max(near_read, self._near_bytes)
         found = None
-        place = offset >> _PLACE_SHIFT
-        for at in (place, place - 1, place + 1):
-            for stream in self._places.get(at, ()):
-                if _meets(stream, offset, size):
-                    if stream.reader == reader:
-                        return stream
-                    found = found or stream
+        for place in _places_of(offset, offset - farthest, end + farthest):
+            for stream in self._places.get(place, ()):
+                near = max(stream.near_bytes, near_read)
+                kind = stream.kind
+                if (kind is _BACKWARD or not -near <= offset - stream.end <= near) and (
+                    kind is _FORWARD or not -near <= end - stream.begin <= near
+                ):
+                    continue
+                if stream.reader == reader:
+                    return stream
+                if found is None:
+                    found = stream
         return found
 
-    def _strided(self, access: Access, offset: int, size: int) -> Stream | None:
-        """Return the stride of this reader, if its jumps are of one distance."""
-        reader = self._readers.get(access.reader)
-        if reader is None:
-            return None
+    def _strided(self, reader: _Reader, access: Access, offset: int) -> Stream | None:
+        """Return the stride of a reader, if its jumps are of one distance."""
         jump_bytes = offset - reader.offset
         if jump_bytes != reader.jump_bytes or not jump_bytes:
             reader.jump_bytes, reader.jumps, reader.stride = jump_bytes, 0, None
@@ -169,58 +201,74 @@ class Streams:
         reader.jumps += 1
         if reader.jumps < _STRIDES:
             return None
-        if reader.stride is None or not self._knows(reader.stride):
-            reader.stride = self._new(access, offset, offset, Kind.STRIDED, reader.jumps)
-            reader.stride.stride_bytes = jump_bytes
+        if reader.stride is None or reader.stride.shelf is None:
+            stride = self._new(access, offset, _STRIDED, reader.jumps)
+            stride.stride_bytes = jump_bytes
+            reader.stride = stride
         return reader.stride
 
-    def _new(self, access: Access, begin: int, end: int, kind: Kind, reads: int) -> Stream:
+    def _begun(self, access: Access, offset: int, size: int) -> Stream:
+        """Return a new stream, of reads that continue none."""
+        kind = Kind.RANDOM
+        if access.reads > 1:
+            kind = _BACKWARD if access.is_backward else _FORWARD
+        stream = self._new(access, offset, kind, access.reads)
+        stream.end += size
+        stream.run_bytes = size
+        _note_size(stream, size // access.reads)
+        return stream
+
+    def _new(self, access: Access, offset: int, kind: Kind, reads: int) -> Stream:
         self._made += 1
-        return Stream(
-            self._made, access.reader, begin, end, kind, reads, end - begin, access.time_s
-        )
+        return Stream(self._made, access.reader, offset, offset, kind, reads, 0, 0, access.time_s)
 
     def _go_on(self, stream: Stream, access: Access, offset: int, size: int) -> None:
         end = offset + size
-        if stream.kind is Kind.STRIDED:
+        kind = stream.kind
+        if kind is _STRIDED:
             stream.begin, stream.end = offset, end
             stream.run_bytes += size
         elif end > stream.end:
-            if stream.kind is Kind.BACKWARD:  # it has turned
+            if kind is _BACKWARD:  # it has turned
                 stream.reads, stream.run_bytes = 1, 0
-            stream.kind = Kind.FORWARD
+            stream.kind = _FORWARD
             stream.run_bytes += end - max(stream.end, offset)
             stream.end = end
         elif offset < stream.begin:
-            if stream.kind is Kind.FORWARD and stream.reads > 1:
+            if kind is _FORWARD and stream.reads > 1:
                 stream.reads, stream.run_bytes = 1, 0
-            stream.kind = Kind.BACKWARD
+            stream.kind = _BACKWARD
             stream.run_bytes += min(stream.begin, end) - offset
             stream.begin = offset
         else:
             return  # what it has read already
         stream.reads += access.reads
-        stream.size_bytes = size // access.reads
         stream.reader = access.reader
+        _note_size(stream, size // access.reads)
+
+    def _keep(self, stream: Stream) -> None:
+        """Note that a stream goes on, and how far it is to be believed."""
+        is_established = stream.reads >= ESTABLISHED_READS
+        shelf = self._streams if is_established else self._young
+        if stream.shelf is shelf:
+            if is_established:
+                shelf.move_to_end(stream.number)
+            return
+        if stream.shelf is not None:
+            del stream.shelf[stream.number]
+        shelf[stream.number] = stream
+        stream.shelf = shelf
+        if len(shelf) > (MOST_STREAMS if is_established else _MOST_YOUNG):
+            self._forget(next(iter(shelf.values())))
 
     def _place(self, stream: Stream) -> None:
         """Note where a stream goes on, as its last one continued."""
-        if stream.is_established:
-            self._young.pop(stream.number, None)
-            self._streams[stream.number] = stream
-            self._streams.move_to_end(stream.number)
-            if len(self._streams) > MOST_STREAMS:
-                self._forget(next(iter(self._streams.values())))
-        else:
-            self._streams.pop(stream.number, None)  # it has turned
-            self._young[stream.number] = stream
-            if len(self._young) > _MOST_YOUNG:
-                self._forget(next(iter(self._young.values())))
-        if stream.kind is Kind.STRIDED:
+        kind = stream.kind
+        if kind is _STRIDED:
             return
-        if stream.kind is Kind.FORWARD:
+        if kind is _FORWARD:
             places: tuple[int, ...] = (stream.end >> _PLACE_SHIFT,)
-        elif stream.kind is Kind.BACKWARD:
+        elif kind is _BACKWARD:
             places = (stream.begin >> _PLACE_SHIFT,)
         else:
             begin, end = stream.begin >> _PLACE_SHIFT, stream.end >> _PLACE_SHIFT
@@ -231,20 +279,13 @@ class Streams:
             for place in places:
                 self._places.setdefault(place, []).append(stream)
 
-    def _knows(self, stream: Stream) -> bool:
-        return stream.number in self._streams or stream.number in self._young
-
     def _forget(self, stream: Stream) -> None:
-        self._streams.pop(stream.number, None)
-        self._young.pop(stream.number, None)
+        if stream.shelf is not None:
+            del stream.shelf[stream.number]
+            stream.shelf = None
         self._take_from_places(stream)
-        if stream.is_established:
-            self._note_end(stream)
-
-    def _note_end(self, stream: Stream) -> None:
-        if not stream.noted_bytes and stream.kind is not Kind.STRIDED:
-            stream.noted_bytes = stream.run_bytes
-            self.lengths.add(stream.run_bytes)
+        if stream.is_established and (ended_bytes := _noted_end(stream)):
+            self.lengths.add(ended_bytes)
 
     def _take_from_places(self, stream: Stream) -> None:
         for place in stream.places:
@@ -254,23 +295,30 @@ class Streams:
                 del self._places[place]
         stream.places = ()
 
-    def _note_reader(self, reader: int, offset: int) -> _Reader:
-        known = self._readers.get(reader)
-        if known is None:
-            known = self._readers[reader] = _Reader(offset)
-            if len(self._readers) > _MOST_READERS:
-                self._readers.popitem(last=False)
-        else:
-            known.offset = offset
-            self._readers.move_to_end(reader)
-        return known
+    def _met_reader(self, number: int, offset: int) -> _Reader:
+        reader = self._readers[number] = _Reader(offset)
+        if len(self._readers) > _MOST_READERS:
+            self._readers.popitem(last=False)
+        return reader
 
 
-def _meets(stream: Stream, offset: int, size: int) -> bool:
-    """Whether a read continues a stream: it is near its end, or near its beginning."""
-    near = min(_NEAR_READS * max(size, stream.size_bytes), _MOST_NEAR_BYTES)
-    if stream.kind is not Kind.BACKWARD and -near <= offset - stream.end <= near:
-        return True
-    if stream.kind is Kind.FORWARD:
-        return False
-    return -near <= offset + size - stream.begin <= near
+def _places_of(offset: int, first: int, last: int) -> Sequence[int]:
+    """Return the places from one offset to another, the one of a third before all others."""
+    first, here, last = first >> _PLACE_SHIFT, offset >> _PLACE_SHIFT, last >> _PLACE_SHIFT
+    if first == last:
+        return (here,)
+    return here, *range(first, here), *range(here + 1, last + 1)
+
+
+def _noted_end(stream: Stream) -> int:
+    """A run is taken for ended; returns its length, 0 if it was before, or is none."""
+    if stream.noted_bytes or stream.kind is _STRIDED:
+        return 0
+    stream.noted_bytes = stream.run_bytes
+    return stream.run_bytes
+
+
+def _note_size(stream: Stream, size_bytes: int) -> None:
+    if size_bytes != stream.size_bytes:
+        stream.size_bytes = size_bytes
+        stream.near_bytes = min(_NEAR_READS * size_bytes, _MOST_NEAR_BYTES)

@@ -127,8 +127,8 @@ def test_only_chunks_that_may_be_strong_are_judged_and_it_makes_no_difference(
     monkeypatch.setattr(every_one, "_judge_all", judge_all)
     monkeypatch.setattr(some, "judge", judge)
     for at, chunk in enumerate(order):
-        some.take(chunk)
-        every_one.take(chunk)
+        some.take([chunk])
+        every_one.take([chunk])
         if at % 256 == 255:
             assert some.strong == every_one.strong
     assert np.array_equal(some.times, every_one.times)
@@ -136,7 +136,7 @@ def test_only_chunks_that_may_be_strong_are_judged_and_it_makes_no_difference(
     assert len(some.strong) > 500
     judged, before = 0, judged
     for chunk in range(CHUNKS, 2 * CHUNKS):  # a scan
-        some.take(chunk)
+        some.take([chunk])
     assert before > 5_000
     assert judged < CHUNKS / 10
 
@@ -146,8 +146,8 @@ def test_what_comes_true_by_chance_is_not_believed_before_its_horizon() -> None:
     calibration, chance = Calibration(1), Random(1)
     believed = 0
     for turn in range(2_000):
-        believed += calibration.expect(chance.randrange(6_000), 0, floor=0.7) > 0
-        calibration.seen(chance.randrange(1_000))
+        believed += len(calibration.expect([(chance.randrange(6_000), 0)], floor=0.7))
+        calibration.seen([chance.randrange(1_000)])
         if turn == 300:
             believed = 0
     assert not believed
