@@ -91,6 +91,7 @@ class Metrics:
     ahead_failed: int = _counter("Chunks that were asked for ahead and did not come")
     ahead_wasted_bytes: int = _counter("Bytes, as in the store, of those wasted and evicted")
     ahead_requests: int = _counter("Jobs ahead of demand that were given to fetchers")
+    ahead_unseen: int = _counter("Batches of reads that arms did not look at, to save processor")
     ahead_jobs: int = _gauge("Jobs ahead of demand that are under way now")
     ahead_unread_bytes: int = _gauge("Bytes fetched ahead, or being fetched, that nobody read yet")
     waiting_reads: int = _gauge("Reads that wait for chunks now")

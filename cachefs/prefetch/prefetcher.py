@@ -29,6 +29,7 @@ from cachefs.policy.prefetch.replay import Replay
 from cachefs.policy.prefetch.seam import Access, Arm, Wish
 from cachefs.policy.prefetch.sequential import Sequential
 from cachefs.prefetch.condense import Condenser, Span
+from cachefs.prefetch.cpu_share import CpuShare
 from cachefs.prefetch.gather import Batch, Limits, gather
 from cachefs.prefetch.image import OpenImage
 from cachefs.prefetch.jobs import AheadJobs
@@ -106,6 +107,7 @@ class Prefetcher:
         self.on_forgotten: Callable[[OpenImage], None] = _ignore
         """Called before the arms forget what they know of an image."""
         self._condenser = Condenser()
+        self._cpu_share = CpuShare()
         self._wake = trio.Event()
         self._has_missed = trio.Event()
         l1.on_used = self._used
@@ -173,6 +175,8 @@ class Prefetcher:
 
     def observe(self, records: npt.NDArray[np.void]) -> None:
         """Take a batch of accesses from the lane, (n,) ACCESS_DTYPE."""
+        begun_s = time.thread_time()
+        arms = self._arms_to_tell()
         for span in self._condenser.spans(records, self._metrics.miss_chunks):
             image = self.images.get(span.inode)
             if image is None:
@@ -184,10 +188,18 @@ class Prefetcher:
             access = access_of(span, image.table.size_bytes, image.chunk_bytes)
             if access is not None:
                 image.plan.read(access.first, access.count)
-                for arm in self.arms:
+                for arm in arms:
                     self.plan(image, arm.name, arm.observe(image, access))
         self._remember(records)
+        self._cpu_share.spend(time.thread_time() - begun_s)
         self.start_jobs()
+
+    def _arms_to_tell(self) -> list[Arm]:
+        """Return all arms, or without a share of the processor only what records starts."""
+        if self._cpu_share.is_left(trio.current_time()):
+            return self.arms
+        self._metrics.ahead_unseen += 1
+        return [self._replay] if self._replay is not None else []
 
     def _remember(self, records: npt.NDArray[np.void]) -> None:
         """Let each image remember what was touched last."""

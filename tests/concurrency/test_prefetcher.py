@@ -16,6 +16,7 @@ from cachefs.index.manifest_table import ManifestTable
 from cachefs.policy.prefetch.learner import SECTIONS, keys_at
 from cachefs.policy.prefetch.replay import Replay
 from cachefs.policy.prefetch.seam import Wish
+from cachefs.prefetch.cpu_share import MOST_SAVED_S, SHARE
 from cachefs.prefetch.gather import Limits
 from cachefs.store.store import Store
 from cachefs.tiers.fetcher import Fetcher
@@ -430,6 +431,31 @@ async def test_beside_a_start_that_goes_as_it_is_known_others_have_to_be_certain
         prefetcher.plan(image, "replay", wishes)
         assert image.plan.chunks == 8
         image.plan.clear()
+
+
+async def test_arms_that_have_used_up_their_share_of_the_processor_look_again_later(
+    cache: Cache, pool: HandPool, table: ManifestTable, autojump_clock: MockClock
+) -> None:
+    async with running_ahead(cache, pool, table) as ahead:
+        prefetcher, replay = ahead.prefetcher, Replay()
+        prefetcher.add_arm(replay)
+        prefetcher.opened(INODE, table)
+        image = prefetcher.images[INODE]
+        prefetcher.observe(records([(0, CHUNK)]))  # earns no more than it may save
+        prefetcher._cpu_share.spend(MOST_SAVED_S + 10 * SHARE)
+        run = run_of(0, 8 * MIB, 256 * KIB)
+        for part in run[:16]:
+            prefetcher.observe(records([part]))
+        assert not image.plan
+        assert cache.l1.metrics.ahead_unseen == 16
+        assert len(replay.record(image)) > 60  # what a start touches is recorded all the same
+        await trio.sleep(11)
+        for part in run[16:]:
+            prefetcher.observe(records([part]))
+        assert ahead.jobs_ahead() or image.plan
+        assert cache.l1.metrics.ahead_unseen == 16
+        image.plan.clear()
+        await ahead.answer_until_calm()
 
 
 async def test_nothing_is_fetched_while_a_profile_is_looked_for(
