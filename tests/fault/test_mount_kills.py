@@ -5,6 +5,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -81,7 +82,8 @@ def test_fetchers_are_killed(mount: Mount, fio: Fio) -> None:
         wait_for_reads(mount, fio, metrics["reads"] + 300)
         victims = mount.daemon()["fetchers"]["pids"]
         for pid in victims[: random.Random(len(victims)).randint(1, 2)]:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it is told of until its end is seen
+                os.kill(pid, signal.SIGKILL)
         wait_for(lambda: len(mount.daemon()["fetchers"]["pids"]) == 2, "new fetchers")
     assert fio.stop() > 0
     metrics = mount.metrics()
