@@ -49,7 +49,7 @@ guest: setup-bench ## boot a full Debian guest from a mounted image in qemu (min
 .PHONY: stress
 stress: export CACHEFS_STRESS_S = 60
 stress: export CACHEFS_KILLS = 100
-stress: export CACHEFS_LONGEST_READ_S = 0.8
+stress: export CACHEFS_LONGEST_READ_S = 2
 stress: export CACHEFS_OUTAGE_S = 600
 stress: export CACHEFS_LEARNING_KILLS = 60
 stress: setup ## a minute of eviction under comparison, kills under load and while something is saved, S3 gone for ten minutes

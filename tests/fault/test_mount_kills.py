@@ -17,9 +17,10 @@ pytestmark = pytest.mark.mount
 
 KILLS = int(os.environ.get("CACHEFS_KILLS", "20"))
 """`make stress` makes it 100."""
-LONGEST_READ_S = float(os.environ.get("CACHEFS_LONGEST_READ_S", "3.5"))
-"""Besides the longest time in which no daemon served; 0.8 on a machine that has nothing else to
-do, where a daemon needs half a second to start, and its fetchers as much."""
+LONGEST_READ_S = float(os.environ.get("CACHEFS_LONGEST_READ_S", "inf"))
+"""`make stress` makes it 2: what is promised on a machine that has something to spare."""
+SLACK_S = 3.5
+"""Besides the longest time in which no daemon served, on a machine that has not."""
 # A quarter of the image: most reads miss, many hit.
 QUOTA = "quota=8MiB"
 
@@ -67,7 +68,7 @@ def test_the_daemon_is_killed_many_times(mount: Mount, fio: Fio) -> None:
     wait_for_reads(mount, fio, 200)
     longest_s = max(longest_s, time.monotonic() - since_s)
     assert fio.stop() > KILLS * 16
-    assert fio.longest_s < longest_s + LONGEST_READ_S
+    assert fio.longest_s < min(LONGEST_READ_S, longest_s + SLACK_S)
     mount.check_slots()
     assert hits > 0
     assert mount.supervised()["daemon"]["restarts"] == KILLS
