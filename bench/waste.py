@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
@@ -88,8 +88,8 @@ def read_at_random(path: Path, case: Case, seed: int) -> int:
     return len(touched)
 
 
-def measured(work: Path, case: Case, seed: int) -> tuple[int, dict[str, int]]:
-    """Read through a new mount; returns the chunks touched, and the metrics after the close.
+def measured(work: Path, case: Case, seed: int) -> tuple[int, dict[str, Any]]:
+    """Read through a new mount; returns the chunks touched, and what the daemon says at the end.
 
     What the image's profile was before it has been read, it is again, and one reader more.
     """
@@ -102,7 +102,14 @@ def measured(work: Path, case: Case, seed: int) -> tuple[int, dict[str, int]]:
         touched = read_at_random(mountpoint / "image", case, seed)
         time.sleep(SETTLE_S)
         mounts.run_cachefs("profile", "export", str(mountpoint), "image", str(profile))
-        return touched, mounts.status(mountpoint)["daemon"]["metrics"]
+        return touched, mounts.status(mountpoint)["daemon"]
+
+
+def wasted_by(daemon: dict[str, Any]) -> str:
+    """Return how many chunks each arm wasted, the worst first."""
+    ends = daemon["prefetch"]["arms"]
+    counts = sorted(((arm["wasted"] + arm["evicted"], name) for name, arm in ends.items()))
+    return ", ".join(f"{name} {count}" for count, name in reversed(counts) if count)
 
 
 @click.command()
@@ -113,7 +120,7 @@ def main(size_mib: int, only: str, markdown: Path | None) -> None:
     """Measure what random readers waste."""
     table = Table(
         f"Runs at random places of {size_mib} MiB, empty L1, one after another",
-        ["", "chunks touched", "fetched", "of them ahead", "ahead and read", "bytes wasted"],
+        ["", "chunks touched", "fetched", "of them ahead", "ahead and read", "bytes wasted", "by"],
     )
     with tempfile.TemporaryDirectory(prefix="waste-") as name:
         work = Path(name)
@@ -126,11 +133,12 @@ def main(size_mib: int, only: str, markdown: Path | None) -> None:
             (work / "profile").unlink(missing_ok=True)
             for earlier in range(case.before):
                 measured(work, case, SEED + 1 + earlier)
-            touched, metrics = measured(work, case, SEED)
+            touched, daemon = measured(work, case, SEED)
+            metrics = daemon["metrics"]
             share = metrics["ahead_wasted_bytes"] / max(1, metrics["l3_frame_bytes"])
             read = metrics["ahead_used"] + metrics["ahead_late"]
             counts = (touched, metrics["l3_chunks"], metrics["ahead_chunks"], read)
-            table.add(case.name, *map(str, counts), f"{100 * share:.1f}%")
+            table.add(case.name, *map(str, counts), f"{100 * share:.1f}%", wasted_by(daemon))
     table.notes.append(f"Wanted: at most {100 * WANTED_SHARE:.0f}% of the bytes wasted.")
     publish([table], markdown)
 

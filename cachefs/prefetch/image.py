@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from cachefs.errors import CachefsError
 from cachefs.index.manifest_table import ManifestTable
+from cachefs.policy.prefetch.budget import Venture
 from cachefs.policy.prefetch.plan import Plan
 from cachefs.policy.prefetch.recent import Recent
 from cachefs.policy.prefetch.seam import Keys
@@ -28,6 +29,7 @@ class OpenImage:
         self.chunk_bytes = table.chunk_bytes
         self.chunks = -(-table.size_bytes // table.chunk_bytes)
         self.plan = Plan()
+        self.venture = Venture(self.chunk_bytes)
         self.recent = Recent(self.chunks)
         self.handles = 0
         """Opens less closes, as far as this daemon has seen them."""

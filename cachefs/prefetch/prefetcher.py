@@ -188,6 +188,8 @@ class Prefetcher:
             access = access_of(span, image.table.size_bytes, image.chunk_bytes)
             if access is not None:
                 image.plan.read(access.first, access.count)
+                if not access.is_hit:
+                    image.venture.earn(access.count * image.chunk_bytes)
                 for arm in arms:
                     self.plan(image, arm.name, arm.observe(image, access))
         self._remember(records)
@@ -275,6 +277,8 @@ class Prefetcher:
             if batch.refs:
                 taken_bytes = self.jobs.start(batch, self._ended)
                 self.budget.take(batch.arm, batch.image.inode, taken_bytes)
+                if _guesses(batch.arm):
+                    batch.image.venture.take(taken_bytes)
                 self._show_gauges()
 
     def _next_batch(self, now_s: float) -> Batch | None:
@@ -304,7 +308,9 @@ class Prefetcher:
             return Batch(image, piece.arm)
 
     def _room_bytes(self, image: OpenImage, arm: str) -> int:
-        return self.budget.room_bytes(arm, image.inode, self.ledger.account(arm).accuracy)
+        accuracy = self.ledger.account(arm).accuracy
+        room_bytes = self.budget.room_bytes(arm, image.inode, accuracy)
+        return min(room_bytes, image.venture.room_bytes) if _guesses(arm) else room_bytes
 
     def _answered(self) -> None:
         self._bound_windows()
@@ -316,8 +322,8 @@ class Prefetcher:
         if slot is not None and not flight.was_joined and slot not in self.ledger:
             self.ledger.landed(slot, entry)
             return
-        self.budget.give_back(entry.arm, _inode(entry), entry.plain_bytes)
         end = End.FAILED if slot is None else End.LATE
+        self._give_back(entry, end)
         self.ledger.ended_at_once(entry, end)
         self._tell(entry, end)
 
@@ -336,8 +342,19 @@ class Prefetcher:
     def _judge(self, slot: int, end: End) -> None:
         entry = self.ledger.ended(slot, end)
         if entry is not None:
-            self.budget.give_back(entry.arm, _inode(entry), entry.plain_bytes)
+            self._give_back(entry, end)
             self._tell(entry, end)
+
+    def _give_back(self, entry: Entry, end: End) -> None:
+        """What it had of budgets is free again, or lost."""
+        image = entry.image
+        assert isinstance(image, OpenImage)
+        self.budget.give_back(entry.arm, image.inode, entry.plain_bytes)
+        if _guesses(entry.arm):
+            is_lost = end is End.WASTED or end is End.EVICTED
+            image.venture.give_back(entry.plain_bytes, is_lost=is_lost)
+        if end is End.USED:
+            image.venture.earn(entry.plain_bytes)
 
     def _tell(self, entry: Entry, end: End) -> None:
         """Tell metrics and arm of an end; a failure says nothing about the arm."""
@@ -353,9 +370,12 @@ class Prefetcher:
             metrics.ahead_wasted += end is End.WASTED
             metrics.ahead_evicted += end is End.EVICTED
             metrics.ahead_wasted_bytes += entry.frame_bytes
+        was_used = end is End.USED or end is End.LATE
         arm = self._arms_by_name.get(entry.arm)
         if arm is not None:
-            arm.judged(entry.image, entry.chunk, end is End.USED or end is End.LATE)
+            arm.judged(entry.image, entry.chunk, was_used)
+        if was_used and arm is not self.sequential:
+            self.sequential.others_had(entry.image)
 
     def _look(self, now_s: float) -> None:
         """What is to be done once a second."""
@@ -412,7 +432,6 @@ def _by_inode(records: npt.NDArray[np.void]) -> list[tuple[int, npt.NDArray[np.v
     return [(inode, records[inodes == inode]) for inode in np.unique(inodes).tolist()]
 
 
-def _inode(entry: Entry) -> int:
-    image = entry.image
-    assert isinstance(image, OpenImage)
-    return image.inode
+def _guesses(arm: str) -> bool:
+    """Return whether an arm has neither proof nor stakes of its own."""
+    return arm not in (Replay.name, Sequential.name)

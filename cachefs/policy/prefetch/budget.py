@@ -3,6 +3,10 @@
 What was fetched ahead counts from its request until it was used, given up or judged a waste. An
 arm's part follows its accuracy: one that is always right may fill the host's budget, one that is
 mostly wrong gets a trickle by which it can show that it has become better.
+
+Accuracy is known late: what nobody reads is called a waste after two minutes. So arms that guess
+have a venture in each image, too: what they have out or have lost there, a small share of what its
+readers fetch. The replay has proof instead (proof.py), and runs have stakes (stakes.py).
 """
 
 from __future__ import annotations
@@ -10,9 +14,16 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from cachefs.units import MIB
+
 _LEAST_TRUST = 1 / 64
 _IMAGE_SHARE = 0.5
 """Of the host's budget, for one image: others want to run ahead, too."""
+_VENTURED_SHARE = 1 / 100
+"""Of the bytes that readers fetch, or use after they were fetched ahead."""
+_LEAST_VENTURE_BYTES = MIB
+_LEAST_VENTURE_CHUNKS = 4
+_MOST_VENTURE_BYTES = 8 * MIB
 
 
 @dataclass(slots=True)
@@ -53,3 +64,29 @@ class Budget:
             del self.by_arm[arm]
         if not self.by_image[image]:
             del self.by_image[image]
+
+
+class Venture:
+    """What arms that guess may still have out of one image, in bytes."""
+
+    __slots__ = ("_out_bytes", "room_bytes")
+
+    def __init__(self, chunk_bytes: int) -> None:
+        self.room_bytes = max(_LEAST_VENTURE_BYTES, _LEAST_VENTURE_CHUNKS * chunk_bytes)
+        self._out_bytes = 0
+
+    def earn(self, size_bytes: int) -> None:
+        """Readers fetched so much, or used what had been fetched ahead."""
+        earned = self.room_bytes + int(_VENTURED_SHARE * size_bytes)
+        self.room_bytes = max(self.room_bytes, min(earned, _MOST_VENTURE_BYTES - self._out_bytes))
+
+    def take(self, size_bytes: int) -> None:
+        """Bytes were asked for."""
+        self._out_bytes += size_bytes
+        self.room_bytes -= size_bytes
+
+    def give_back(self, size_bytes: int, *, is_lost: bool) -> None:
+        """Bytes were used or did not come, or they are lost."""
+        self._out_bytes -= size_bytes
+        if not is_lost:
+            self.room_bytes += size_bytes

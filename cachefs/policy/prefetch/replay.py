@@ -29,7 +29,7 @@ _LEAST_GROWTH = 0.02
 """In that interval, of all: less is no growth; not before the first minute is over."""
 _FIRST_GROWTH_S = 60.0
 
-_FREE_BYTES = 2 * 2**20
+_FREE_BYTES = 2**20
 """Of stages that need no evidence."""
 _MOST_PLANS = 16
 """Each looks at all that is known: a profile without sense must not make one at each touch."""

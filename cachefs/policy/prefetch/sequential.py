@@ -67,6 +67,12 @@ class Sequential:
             if was_used:
                 watched.stakes.used(chunk)
 
+    def others_had(self, image: Image) -> None:
+        """A chunk was read that another arm had fetched: it would have cost this one as much."""
+        watched = self._images.get(id(image))
+        if watched is not None:
+            watched.stakes.cost(1)
+
     def pattern(self, image: Image) -> Pattern:
         """Return what the accesses of an image look like."""
         watched = self._images.get(id(image))

@@ -80,10 +80,14 @@ class Stakes:
 
     def used(self, chunk: int) -> None:
         """A chunk that was fetched ahead was read."""
-        self._used += self._chunk_bytes
+        self.cost(1)
         self._earn(1)
         if chunk in self._lost:
             self.free_bytes += self._lost.pop(chunk)
+
+    def cost(self, count: int) -> None:
+        """So many chunks that were read had been fetched, for a run or for another reason."""
+        self._used += count * self._chunk_bytes
 
     def window_bytes(self, number: int, run_bytes: int) -> int:
         """Return how far a run of this length may be run ahead of."""

@@ -1,13 +1,15 @@
 """The plan, the budgets, the pace and the ledger, each alone."""
 
+from random import Random
+
 import pytest
 
-from cachefs.policy.prefetch.budget import Budget
+from cachefs.policy.prefetch.budget import Budget, Venture
 from cachefs.policy.prefetch.ledger import End, Entry, Ledger
 from cachefs.policy.prefetch.pace import Pace
 from cachefs.policy.prefetch.plan import MOST_PIECES, Plan
 from cachefs.policy.prefetch.seam import Wish
-from cachefs.units import MIB
+from cachefs.units import KIB, MIB, TIB
 from tests.unit.policy.prefetch.images import Bare
 
 BOTH = {"a", "b"}
@@ -99,6 +101,32 @@ def test_a_budget_has_a_part_for_each_arm_and_image() -> None:
     budget.give_back("b", 2, 32 * MIB)
     budget.give_back("a", 1, 16 * MIB)
     assert (budget.out_bytes, budget.by_arm, budget.by_image) == (0, {}, {})
+
+
+def test_arms_that_guess_may_lose_a_floor_and_a_share_of_what_readers_fetch() -> None:
+    venture, chance = Venture(64 * KIB), Random(1)
+    lost = read = out = 0
+    for _ in range(20_000):
+        venture.earn(64 * KIB)
+        read += 64 * KIB
+        while venture.room_bytes >= 64 * KIB and chance.random() < 0.5:
+            venture.take(64 * KIB)
+            out += 64 * KIB
+        if out and chance.random() < 0.5:
+            is_lost = chance.random() < 0.3
+            venture.give_back(64 * KIB, is_lost=is_lost)
+            out -= 64 * KIB
+            lost += 64 * KIB * is_lost
+        assert lost + out <= MIB + read / 100
+        assert out <= 8 * MIB
+    assert lost > read / 120  # and that much it may
+
+
+def test_a_venture_of_large_chunks_is_some_of_them() -> None:
+    venture = Venture(4 * MIB)
+    assert venture.room_bytes == 16 * MIB
+    venture.earn(TIB)
+    assert venture.room_bytes == 16 * MIB
 
 
 def test_requests_at_once_grow_while_they_are_quick_and_shrink_when_they_take_longer() -> None:

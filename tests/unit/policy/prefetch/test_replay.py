@@ -55,7 +55,7 @@ def test_wishes_are_due_when_they_were_touched() -> None:
     arm.taught(image, rows)
     due = {wish.first: wish.due_s for wish in arm.opened(image, 0.0)}
     assert due[0] == 0.0
-    assert due[120] == pytest.approx(0.4, abs=0.02)
+    assert due[36] == pytest.approx(0.12, abs=0.02)
 
 
 def test_only_consensus_is_wished_for() -> None:
@@ -85,7 +85,7 @@ def test_content_that_moved_is_found_and_content_that_was_replaced_is_guessed() 
     keys = KEYS.copy()
     keys[100:104] = unlike_keys(4, seed=9)  # replaced where it lay
     keys[130:135], keys[500:505] = KEYS[500:505], KEYS[130:135]  # moved
-    wishes, _ = boot([999], rows, Recorded(CHUNK, keys))
+    wishes, _ = boot(list(range(104, 112)), rows, Recorded(CHUNK, keys))
     assert wished(wishes) == (set(range(100, 140)) - set(range(130, 135))) | set(range(500, 505))
     replaced = next(wish for wish in wishes if wish.first <= 100 < wish.first + wish.count)
     moved = next(wish for wish in wishes if wish.first <= 502 < wish.first + wish.count)
@@ -122,7 +122,7 @@ def test_a_replay_that_nobody_follows_stops() -> None:
     arm = Replay()
     arm.taught(image, rows)
     wishes = list(arm.opened(image, 0.0))
-    assert 2 * 2**20 <= len(wished(wishes)) * CHUNK < 4 * 2**20
+    assert 2**20 <= len(wished(wishes)) * CHUNK < 2 * 2**20
     wishes += arm.observe(image, Access(0.1, 1, 0, 2))  # as somebody does who looks at a file
     assert len(wished(wishes)) * CHUNK < 8 * 2**20
     for chunk in range(2, 200):
