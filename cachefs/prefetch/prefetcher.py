@@ -22,18 +22,16 @@ from cachefs.config import PrefetchSection
 from cachefs.errors import CachefsError
 from cachefs.index.manifest_table import ManifestTable
 from cachefs.metrics import Metrics
-from cachefs.policy.evict.seam import Slots
-from cachefs.policy.prefetch.budget import Budget
-from cachefs.policy.prefetch.ledger import End, Entry, Ledger
+from cachefs.policy.prefetch.ledger import End
 from cachefs.policy.prefetch.replay import Replay
 from cachefs.policy.prefetch.seam import Access, Arm, Wish
 from cachefs.policy.prefetch.sequential import Sequential
+from cachefs.prefetch.books import Books
 from cachefs.prefetch.condense import Condenser, Span
 from cachefs.prefetch.cpu_share import CpuShare
 from cachefs.prefetch.gather import Batch, Limits, gather
 from cachefs.prefetch.image import OpenImage
 from cachefs.prefetch.jobs import AheadJobs
-from cachefs.tiers.flight import Flight
 from cachefs.tiers.l1 import L1
 from cachefs.units import MIB
 
@@ -95,11 +93,10 @@ class Prefetcher:
         self._table_of = table_of
         self._digest = digest
         share_bytes = int(settings.l1_share * l1.quota_bytes)
-        self.budget = Budget(min(settings.most_bytes, share_bytes))
-        self.ledger = Ledger()
         self.sequential = Sequential(min(settings.window_bytes, _FIRST_WINDOW_BYTES))
+        self.books = Books(min(settings.most_bytes, share_bytes), metrics, self.sequential)
+        self.budget, self.ledger = self.books.budget, self.books.ledger
         self.arms: list[Arm] = []
-        self._arms_by_name: dict[str, Arm] = {}
         self._replay: Replay | None = None
         self.add_arm(self.sequential)
         self.images: dict[int, OpenImage] = {}
@@ -110,14 +107,14 @@ class Prefetcher:
         self._cpu_share = CpuShare()
         self._wake = trio.Event()
         self._has_missed = trio.Event()
-        l1.on_used = self._used
-        l1.on_dropped = self._dropped
+        l1.on_used = self.books.used
+        l1.on_dropped = self.books.dropped
         jobs.on_answered = self._answered
 
     def add_arm(self, arm: Arm) -> None:
         """Let another predictor wish; for images that are opened from now on."""
         self.arms.append(arm)
-        self._arms_by_name[arm.name] = arm
+        self.books.add_arm(arm)
         if isinstance(arm, Replay):
             self._replay = arm
 
@@ -253,8 +250,7 @@ class Prefetcher:
 
     def _forget(self, image: OpenImage) -> None:
         del self.images[image.inode]
-        for slot in self.ledger.slots_of(image):
-            self._judge(slot, End.WASTED)
+        self.books.judge(self.ledger.slots_of(image), End.WASTED)
         self.on_forgotten(image)
         for arm in self.arms:
             arm.closed(image, time.monotonic())
@@ -275,11 +271,8 @@ class Prefetcher:
             if batch is None:
                 return
             if batch.refs:
-                taken_bytes = self.jobs.start(batch, self._ended)
-                self.budget.take(batch.arm, batch.image.inode, taken_bytes)
-                if _guesses(batch.arm):
-                    batch.image.venture.take(taken_bytes)
-                self._show_gauges()
+                taken_bytes = self.jobs.start(batch, self.books.ended)
+                self.books.took(batch.image, batch.arm, taken_bytes)
 
     def _next_batch(self, now_s: float) -> Batch | None:
         """Gather the chunks of one more job; None if nothing is planned, or there is no room."""
@@ -287,7 +280,7 @@ class Prefetcher:
         for image in self.images.values():
             if not image.plan or image.rests(now_s):
                 continue
-            rooms = {arm.name: self._room_bytes(image, arm.name) for arm in self.arms}
+            rooms = {arm.name: self.books.room_bytes(image, arm.name) for arm in self.arms}
             allowed = {arm for arm, room in rooms.items() if room >= image.chunk_bytes}
             piece = image.plan.first(now_s, allowed)
             if piece and (best is None or piece < best[1]):
@@ -307,84 +300,16 @@ class Prefetcher:
             image.plan.clear()
             return Batch(image, piece.arm)
 
-    def _room_bytes(self, image: OpenImage, arm: str) -> int:
-        accuracy = self.ledger.account(arm).accuracy
-        room_bytes = self.budget.room_bytes(arm, image.inode, accuracy)
-        return min(room_bytes, image.venture.room_bytes) if _guesses(arm) else room_bytes
-
     def _answered(self) -> None:
         self._bound_windows()
         self.start_jobs()
 
-    def _ended(self, entry: Entry, flight: Flight) -> None:
-        """A chunk has come, or has not."""
-        slot = flight.landed_in
-        if slot is not None and not flight.was_joined and slot not in self.ledger:
-            self.ledger.landed(slot, entry)
-            return
-        end = End.FAILED if slot is None else End.LATE
-        self._give_back(entry, end)
-        self.ledger.ended_at_once(entry, end)
-        self._tell(entry, end)
-
-    # ---- how they end ----
-
-    def _used(self, slots: Slots) -> None:
-        if len(self.ledger):
-            for slot in self.ledger.among(slots.tolist()):
-                self._judge(slot, End.USED)
-            self._show_gauges()
-
-    def _dropped(self, slot: int) -> None:
-        if slot in self.ledger:
-            self._judge(slot, End.EVICTED)
-
-    def _judge(self, slot: int, end: End) -> None:
-        entry = self.ledger.ended(slot, end)
-        if entry is not None:
-            self._give_back(entry, end)
-            self._tell(entry, end)
-
-    def _give_back(self, entry: Entry, end: End) -> None:
-        """What it had of budgets is free again, or lost."""
-        image = entry.image
-        assert isinstance(image, OpenImage)
-        self.budget.give_back(entry.arm, image.inode, entry.plain_bytes)
-        if _guesses(entry.arm):
-            is_lost = end is End.WASTED or end is End.EVICTED
-            image.venture.give_back(entry.plain_bytes, is_lost=is_lost)
-        if end is End.USED:
-            image.venture.earn(entry.plain_bytes)
-
-    def _tell(self, entry: Entry, end: End) -> None:
-        """Tell metrics and arm of an end; a failure says nothing about the arm."""
-        metrics = self._metrics
-        if end is End.USED:
-            metrics.ahead_used += 1
-        elif end is End.LATE:
-            metrics.ahead_late += 1
-        elif end is End.FAILED:
-            metrics.ahead_failed += 1
-            return
-        else:
-            metrics.ahead_wasted += end is End.WASTED
-            metrics.ahead_evicted += end is End.EVICTED
-            metrics.ahead_wasted_bytes += entry.frame_bytes
-        was_used = end is End.USED or end is End.LATE
-        arm = self._arms_by_name.get(entry.arm)
-        if arm is not None:
-            arm.judged(entry.image, entry.chunk, was_used)
-        if was_used and arm is not self.sequential:
-            self.sequential.others_had(entry.image)
-
     def _look(self, now_s: float) -> None:
         """What is to be done once a second."""
-        for slot in self.ledger.older_than(now_s - _PATIENCE_S):
-            self._judge(slot, End.WASTED)
+        self.books.judge(self.ledger.older_than(now_s - _PATIENCE_S), End.WASTED)
         for image in list(self.images.values()):
             if image.closed_s is not None and image.closed_s < now_s - _CLOSED_PATIENCE_S:
                 self._forget(image)
-        self._show_gauges()
         self.jobs.look(now_s)
 
     def _bound_windows(self) -> None:
@@ -395,9 +320,6 @@ class Prefetcher:
             self._settings.window_bytes,
             max(_LEAST_WINDOW_BYTES, needed_bytes),
         )
-
-    def _show_gauges(self) -> None:
-        self._metrics.ahead_unread_bytes = self.budget.out_bytes
 
 
 def _ignore(_: OpenImage) -> None:
@@ -430,8 +352,3 @@ def _by_inode(records: npt.NDArray[np.void]) -> list[tuple[int, npt.NDArray[np.v
     if not len(records) or (inodes == inodes[0]).all():
         return [(int(inodes[0]), records)] if len(records) else []
     return [(inode, records[inodes == inode]) for inode in np.unique(inodes).tolist()]
-
-
-def _guesses(arm: str) -> bool:
-    """Return whether an arm has neither proof nor stakes of its own."""
-    return arm not in (Replay.name, Sequential.name)
