@@ -41,7 +41,7 @@ demo: setup-demo ## import, mount and read real images in a temporary folder, an
 # ------------------------------------------------------------------------------------------ test it
 .PHONY: test guest check coverage
 test: setup ## the whole test suite (PYTEST_ARGS="-k name" for a part, TEST_JOBS=0 for one process)
-	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile -m "not guest" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder -m "not guest" $(PYTEST_ARGS)
 
 guest: setup-bench ## boot a full Debian guest from a mounted image in qemu (minutes)
 	$(BIN)/python -m pytest -m guest $(PYTEST_ARGS)
@@ -92,7 +92,7 @@ COVERAGE_FOLDER := $(CURDIR)/build/coverage-data
 coverage: export COVERAGE_FILE := $(COVERAGE_FOLDER)/data
 coverage: setup ## the test suite with line and branch coverage, subprocesses included (at least 90%)
 	@rm -rf $(COVERAGE_FOLDER) && mkdir -p $(COVERAGE_FOLDER) && chmod 1777 $(COVERAGE_FOLDER)
-	$(BIN)/coverage run -m pytest -n $(TEST_JOBS) --dist loadfile -m "not guest" $(PYTEST_ARGS)
+	$(BIN)/coverage run -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder -m "not guest" $(PYTEST_ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage html --quiet --fail-under=0
 	$(BIN)/coverage report
