@@ -207,5 +207,6 @@ def test_a_poisoned_profile_costs_at_most_the_volume_cap(mounts: Mounts, store: 
     path = mount / NAME
     with path.open("rb"):
         assert read_direct(path, 0, 4096) == DATA[:4096]
-        wait_for(lambda: mount.metrics()["ahead_chunks"] >= 16, "the replay")
+        # A stage of sixteen, of which the guest may have read the first by itself.
+        wait_for(lambda: mount.metrics()["ahead_chunks"] >= 15, "the replay")
         assert mount.metrics()["ahead_chunks"] * CHUNK <= 4 * MIB
