@@ -125,7 +125,6 @@ def test_local_tables_on_a_disk_that_cannot_be_read(broken: tuple[Mount, FaultyD
     """The next daemon needs them: they come from the store, and lie elsewhere then."""
     mount, disk = broken
     mount.kill_daemon_and_wait()
-    mount.daemon()  # it has its index: without that none can begin (docs/operations.md)
     disk.fail(reads=errno.EIO)
     assert (read_part(mount, 0) == part(0)[1]) is True
     assert (read_direct(mount / "warm") == WARM) is True

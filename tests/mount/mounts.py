@@ -177,9 +177,14 @@ class Mount:
 
     def daemon_pid(self) -> int:
         """Return the pid of the daemon; waits for one that serves."""
-        wait_for(lambda: self.supervised()["daemon"]["state"] == "running", "a running daemon")
-        pid: int = self.supervised()["daemon"]["pid"]
-        return pid
+        daemon: dict[str, Any] = {}
+
+        def is_running() -> bool:  # state and pid of one answer: the next may be of another daemon
+            daemon.update(self.supervised()["daemon"])
+            return bool(daemon["state"] == "running")
+
+        wait_for(is_running, "a running daemon")
+        return int(daemon["pid"])
 
     def kill_daemon(self, number: signal.Signals = signal.SIGKILL) -> int:
         pid = self.daemon_pid()
