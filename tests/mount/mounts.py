@@ -40,12 +40,13 @@ def wait_for(condition: Callable[[], object], what: str, deadline_s: float = DEA
 
 
 def exists(pid: int) -> bool:
-    """Return whether a process runs (a zombie does not)."""
+    """Return whether a process runs (a zombie does not, once the last of its threads has ended)."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[0]
+        told = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return state not in "ZX"
+    state, threads = told[0], int(told[17])
+    return state not in "ZX" or threads > 1
 
 
 def read_direct(path: Path, offset: int = 0, size_bytes: int | None = None) -> bytes:
