@@ -4,6 +4,7 @@ It does not know the lane nor the mount; it tells its owner of a daemon that is 
 """
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,12 +75,22 @@ class DaemonKeeper:
         self.daemon: DaemonProcess | None = None
         self.restarts = 0
         self.last_end: DaemonEnd | None = None
+        self._has_hung = False
 
     def start(self, *, is_restart: bool = False) -> None:
-        """Start a daemon; `on_ready` or `on_end` follows."""
+        """Start a daemon; `on_ready` or `on_end` follows.
+
+        After one that hung, or could not read what it had mapped, the next looks at its disk first.
+        """
+        end = self.last_end
         daemon = DaemonProcess(
-            self._settings.daemon_argv, self._folder, self._board_fd, is_restart=is_restart
+            self._settings.daemon_argv,
+            self._folder,
+            self._board_fd,
+            is_restart=is_restart,
+            is_wary=self._has_hung or (end is not None and end.signal == signal.SIGBUS),
         )
+        self._has_hung = False
         self.daemon = daemon
         self._loop.watch(daemon.control.fileno(), self._on_message)
         self._loop.watch(daemon.pidfd, self._on_exit)
@@ -126,6 +137,7 @@ class DaemonKeeper:
     def kill_hung(self, silent_s: float) -> None:
         """The daemon runs, but its event loop does not: end it, and another is started."""
         if self.daemon and self.daemon.state == "running":
+            self._has_hung = True
             self.daemon.message = f"it hung: it gave no sign of life for {silent_s:g} s"
             self.daemon.kill()
 

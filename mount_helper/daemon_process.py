@@ -56,7 +56,13 @@ class DaemonProcess:
     """
 
     def __init__(
-        self, argv: Sequence[str], run_folder: Path, board_fd: int, *, is_restart: bool
+        self,
+        argv: Sequence[str],
+        run_folder: Path,
+        board_fd: int,
+        *,
+        is_restart: bool,
+        is_wary: bool,
     ) -> None:
         self.takes_reads = False
         self.fuse_end, fuse_theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -81,6 +87,7 @@ class DaemonProcess:
             "restart" if is_restart else "fresh",
             "--run-dir",
             str(run_folder),
+            *(["--wary"] if is_wary else []),
         ]
         with fuse_theirs, control_theirs:
             supervisor_pid = os.getpid()

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import trio
 
 from cachefs.config import Config
-from cachefs.errors import UsageError
+from cachefs.errors import CacheError, UsageError
 from cachefs.index.database import Database, open_database
 from cachefs.index.folder import CacheFolder
 from cachefs.index.segments import slot_bytes_of
@@ -78,17 +78,28 @@ class Cache:
 
 
 def open_cache(
-    folder: CacheFolder, config: Config, metrics: Metrics, board: SlotBoard | None = None
+    folder: CacheFolder,
+    config: Config,
+    metrics: Metrics,
+    board: SlotBoard | None = None,
+    quota_bytes: int | None = None,
 ) -> Cache:
     """Open what is in a locked cache folder. With a board the lane is told what is there.
+
+    `quota_bytes` may be another one than the configuration's.
 
     Raises:
         CacheError: the disk does not let us.
     """
     database, is_new = open_database(folder.index_path, folder.segments_path)
     ticks, name = Ticks(), config.eviction.policy
-    quota_bytes = config.l1.quota_bytes
-    l1 = L1(folder, database, quota_bytes, _maker(name, ticks), metrics, board)
+    if quota_bytes is None:
+        quota_bytes = config.l1.quota_bytes
+    try:
+        l1 = L1(folder, database, quota_bytes, _maker(name, ticks), metrics, board)
+    except (OSError, lmdb.Error) as error:
+        database.close()
+        raise CacheError(f"cannot open the cache {folder.path}: {error}") from error
     if not is_new:
         _restore_recency(folder, l1)
     if l1.epoch.unclean_start:

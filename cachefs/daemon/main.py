@@ -21,11 +21,11 @@ import trio
 from prometheus_client import CollectorRegistry, start_http_server
 
 from cachefs.config import Config
-from cachefs.daemon.cache import Cache, open_cache
 from cachefs.daemon.choice import keep_choice, restore_choice
 from cachefs.daemon.control import serve_control
 from cachefs.daemon.learning import Learning
 from cachefs.daemon.listing import ListingTask
+from cachefs.daemon.opening import Opened, fetchers_s3, open_for, until_well
 from cachefs.daemon.prefetching import (
     ArmMetrics,
     ahead_places,
@@ -39,23 +39,19 @@ from cachefs.daemon.sharing import Sharing
 from cachefs.daemon.status import describe, xattrs
 from cachefs.daemon.supervised import Start, Supervisor
 from cachefs.daemon.warming import Warmings
-from cachefs.errors import CacheError, CachefsError, StoreUnavailableError, UsageError
+from cachefs.errors import CacheError, CachefsError, UsageError
 from cachefs.fuse.opened import OpenImages
 from cachefs.fuse.operations import Operations
 from cachefs.fuse.reads import Reads
 from cachefs.fuse.replies import Replies
 from cachefs.fuse.session import close_session, end_session, open_session, run_session
-from cachefs.index.folder import CacheFolder, cached_identity, open_folder
 from cachefs.index.manifest_table import ManifestTable
-from cachefs.index.names import Names
 from cachefs.metrics import Metrics
 from cachefs.policy.admit import ScanFilter
 from cachefs.policy.evict.names import POLICIES
 from cachefs.prefetch.prefetcher import Prefetcher
 from cachefs.prefetch.profiles import Profiles
 from cachefs.reader import Reader
-from cachefs.store.s3_settings import S3Settings
-from cachefs.store.store import open_store
 from cachefs.tiers.accesses import Accesses
 from cachefs.tiers.board import Board
 from cachefs.tiers.demotion import Demotion
@@ -69,9 +65,6 @@ from cachefs.vfs import FileNode, Vfs
 
 logger = logging.getLogger(__name__)
 
-_STORE_WAIT_S = 20.0
-"""How long a start waits for the store to say who it is."""
-
 _RECENCY_INTERVAL_S = 300.0
 
 
@@ -82,12 +75,12 @@ class Daemon:
         self,
         config: Config,
         start: Start,
-        folder: CacheFolder,
-        identity: str,
-        cache: Cache,
+        opened: Opened,
         board: Board,
     ) -> None:
         self.config = config
+        self.opened = opened
+        cache = opened.cache
         self.board = board
         self.replies = Replies()
         self._run_dir = start.run_dir
@@ -96,23 +89,22 @@ class Daemon:
         fetch = config.fetch
         self.pool = FetcherPool(
             config.store.url,
-            identity,
+            opened.identity,
             fetch.fetcher_count(),
-            folder.lock_fd,
+            opened.folder.lock_fd,
             fetch.job_timeout_s,
             self.metrics,
-            _fetchers_s3(config),
+            fetchers_s3(config),
             config.l2,
             ahead_places(config),
         )
         if config.l2.url and config.l2.demote:
             Demotion(cache.l1, self.pool, self.metrics)
-        spare = start.run_dir / "manifests"
-        spare.mkdir(exist_ok=True)
-        self.tables = Tables((folder.manifests_path, spare), self.pool)
+        folders = dict.fromkeys((opened.folder.manifests_path, opened.spare.manifests_path))
+        self.tables = Tables(tuple(folders), self.pool)
         self.vfs = Vfs(config.fetch.on_outage)
         shares_models = config.eviction.share_models
-        self.listing = ListingTask(self.vfs, Names(cache.database), self.pool, self.metrics)
+        self.listing = ListingTask(self.vfs, opened.names, self.pool, self.metrics)
         self.listing.on_shown = self._shown
         self.learning = Learning(cache, Sharing(self.pool) if shares_models else None)
         self.scrub = Scrub(cache.l1, config.l1.scrub_bytes_per_s, self.metrics)
@@ -242,20 +234,13 @@ async def run_daemon(config: Config, start: Start, supervisor: Supervisor) -> No
     Raises:
         CachefsError: it cannot start.
     """
-    cache_path = Path(config.l1.dir)
-    identity = await _store_identity(config, cache_path, fresh=start.fresh)
-    folder = await trio.to_thread.run_sync(open_folder, cache_path, identity)
     metrics = Metrics()
     # With `verify = "read"` every read has to come here.
     serves_hits = config.lane.hits and config.l1.verify != "read"
     board = Board(start.board_fd, supervisor.offer_segment, serves_hits=serves_hits)
-    try:
-        cache = open_cache(folder, config, metrics, board)
-        restore_choice(start.run_dir, cache, fresh=start.fresh)
-    except BaseException:
-        folder.close()
-        raise
-    daemon = Daemon(config, start, folder, identity, cache, board)
+    opened = await open_for(config, start, metrics, board)
+    restore_choice(start.run_dir, opened.cache, fresh=start.fresh)
+    daemon = Daemon(config, start, opened, board)
     try:
         await _run_tasks(daemon, start, supervisor)
     finally:
@@ -264,8 +249,8 @@ async def run_daemon(config: Config, start: Start, supervisor: Supervisor) -> No
                 await daemon.profiles.save()  # which looks into the tables
             daemon.tables.close()
             await daemon.learning.save()
-            await cache.close()
-            folder.close()
+            await opened.cache.close()
+            opened.close()
 
 
 async def _run_tasks(daemon: Daemon, start: Start, supervisor: Supervisor) -> None:
@@ -283,7 +268,10 @@ async def _run_tasks(daemon: Daemon, start: Start, supervisor: Supervisor) -> No
             nursery.start_soon(daemon.cache.keeper.run)
             nursery.start_soon(daemon.listing.run, config.store.refresh_s)
             nursery.start_soon(daemon.scrub.run)
-            nursery.start_soon(daemon.disk_watch.run)
+            if daemon.opened.is_spare:
+                nursery.start_soon(_end_when_the_disk_is_well, daemon, nursery.cancel_scope)
+            else:
+                nursery.start_soon(daemon.disk_watch.run)
             nursery.start_soon(daemon.hints.run)
             nursery.start_soon(daemon.accesses.run)
             nursery.start_soon(daemon.recording.run)
@@ -337,6 +325,12 @@ async def _wait_for_stop(
         nursery.cancel_scope.cancel()
 
 
+async def _end_when_the_disk_is_well(daemon: Daemon, scope: trio.CancelScope) -> None:
+    await until_well(Path(daemon.config.l1.dir), daemon.opened.identity)
+    logger.warning("the disk of L1 is back: ending, for a daemon that has it")
+    scope.cancel()
+
+
 async def _serve_fuse(scope: trio.CancelScope) -> None:
     """Run the session; its end, the lane's or our own, is the daemon's."""
     try:
@@ -344,32 +338,6 @@ async def _serve_fuse(scope: trio.CancelScope) -> None:
     except* OSError as group:
         logger.warning("the lane has gone: %s", group.exceptions[0])
     scope.cancel()
-
-
-def _fetchers_s3(config: Config) -> S3Settings | None:
-    is_on_s3 = config.store.url.startswith("s3://")
-    return S3Settings(**config.fetchers_s3().model_dump()) if is_on_s3 else None
-
-
-async def _store_identity(config: Config, cache_path: Path, *, fresh: bool) -> str:
-    """Ask the store who it is; a daemon that starts again believes the cache folder.
-
-    So what L1 holds is served at once, whether the store is there, away, or another one by now:
-    the fetchers compare.
-    """
-    known = None if fresh else cached_identity(cache_path)
-    if known is not None:
-        return known
-    try:
-        with trio.fail_after(_STORE_WAIT_S):
-            store = await trio.to_thread.run_sync(
-                open_store, config.store.url, _fetchers_s3(config), abandon_on_cancel=True
-            )
-        return store.identity
-    except trio.TooSlowError as error:
-        raise StoreUnavailableError(
-            f"{config.store.url} does not answer within {_STORE_WAIT_S:.0f} s"
-        ) from error
 
 
 def _serve_metrics(listen: str, daemon: Daemon) -> None:
@@ -392,6 +360,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--supervisor-fd", type=int, required=True)
     parser.add_argument("--board-fd", type=int, required=True)
     parser.add_argument("--start", choices=("fresh", "restart"), required=True)
+    parser.add_argument("--wary", action="store_true", help="look at the cache's disk first")
     parser.add_argument("--run-dir", type=Path, required=True)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s daemon[%(process)d]: %(message)s")
@@ -399,7 +368,7 @@ def main(arguments: list[str] | None = None) -> int:
     config = Config.model_validate_json(options.config)
     supervisor = Supervisor(options.supervisor_fd)
     fresh = options.start == "fresh"
-    start = Start(options.fuse_fd, options.board_fd, options.run_dir, fresh)
+    start = Start(options.fuse_fd, options.board_fd, options.run_dir, fresh, options.wary)
     try:
         trio.run(run_daemon, config, start, supervisor)
     except CachefsError as error:

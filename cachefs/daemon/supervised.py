@@ -19,12 +19,14 @@ class Start:
     """What the supervisor gives to a daemon that it starts.
 
     `fresh`: the mount is new; else the kernel knows inodes and files of an earlier daemon.
+    `is_wary`: that one ended as on a disk that fails, so the disk is looked at before it is used.
     """
 
     fuse_fd: int
     board_fd: int
     run_dir: Path
     fresh: bool
+    is_wary: bool = False
 
 
 class Supervisor:

@@ -36,11 +36,13 @@ class KnownImage(NamedTuple):
 class Names:
     """The databases `images` and `versions`. All methods block briefly; they run in a thread.
 
-    Those that write raise CacheError if the disk takes nothing.
+    Those that write raise CacheError if the disk takes nothing. What `spare` takes as well is there
+    for a daemon that cannot open the cache's index.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, spare: Database | None = None) -> None:
         self._database = database
+        self._spare = None if spare is None else Names(spare)
 
     def images(self) -> dict[str, KnownImage]:
         """Return the last listing by name; a row that cannot be understood is left out."""
@@ -59,6 +61,7 @@ class Names:
 
     def replace_images(self, images: dict[str, KnownImage]) -> None:
         """Make `images` the last listing."""
+        self._write_spare(lambda spare: spare.replace_images(images))
         with self._writing() as txn:
             txn.drop(self._database.images, delete=False)
             for name, known in images.items():
@@ -68,6 +71,7 @@ class Names:
 
     def add_versions(self, versions: dict[int, tuple[str, ImageVersion]]) -> None:
         """Remember versions that are about to become visible."""
+        self._write_spare(lambda spare: spare.add_versions(versions))
         with self._writing() as txn:
             for inode, (name, version) in versions.items():
                 row = {"name": name, "version": asdict(version)}
@@ -77,9 +81,17 @@ class Names:
 
     def forget_versions(self, inodes: set[int]) -> None:
         """Forget versions that no kernel can know any more."""
+        self._write_spare(lambda spare: spare.forget_versions(inodes))
         with self._writing() as txn:
             for inode in inodes:
                 txn.delete(inode.to_bytes(8, "big"), db=self._database.versions)
+
+    def _write_spare(self, write: Callable[[Names], None]) -> None:
+        if self._spare is not None:
+            try:
+                write(self._spare)
+            except CacheError as error:  # it is for a trouble that there may never be
+                logger.warning("the spare folder: %s", error)
 
     @contextmanager
     def _writing(self) -> Iterator[lmdb.Transaction]:

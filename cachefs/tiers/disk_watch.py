@@ -30,6 +30,8 @@ class DiskWatch:
     def __init__(self, l1: L1, patience_s: float) -> None:
         self._l1 = l1
         self._patience_s = patience_s
+        self._one = trio.CapacityLimiter(1)
+        """A probe that hangs is one thread, however long; those after it wait for it in vain."""
         l1.health.on_change = self._tell
 
     async def run(self) -> None:
@@ -45,7 +47,10 @@ class DiskWatch:
             if paths:
                 with trio.fail_after(self._patience_s):
                     await trio.to_thread.run_sync(
-                        _read_some, random.choice(paths), abandon_on_cancel=True
+                        _read_some,
+                        random.choice(paths),
+                        abandon_on_cancel=True,
+                        limiter=self._one,
                     )
         except (OSError, trio.TooSlowError):
             self._l1.health.failed()

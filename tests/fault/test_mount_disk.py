@@ -1,10 +1,13 @@
 """The disk of L1 fails: reads are served from the next tier, and L1 comes back by itself."""
 
 import errno
+import os
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,6 +103,44 @@ def test_a_daemon_dies_and_starts_on_a_disk_that_fails(
     disk.heal()
     wait_for(lambda: is_kept(mount, 40), "an L1 that keeps again")
     assert (read_direct(mount / "cold") == COLD) is True
+
+
+@pytest.mark.parametrize("fault", [{"reads": errno.EIO}, {"delay_s": 15}], ids=["EIO", "hangs"])
+def test_a_daemon_starts_without_l1_while_its_disk_cannot_be_read(
+    broken: tuple[Mount, FaultyDisk], store: Store, fault: dict[str, Any]
+) -> None:
+    """What an earlier version was goes on to be read, by who has it open."""
+    mount, disk = broken
+    with (mount / "cold").open("rb", buffering=0) as opened:
+        import_bytes(store, WARM, "cold", CHUNK_BYTES)
+        wait_for(lambda: (mount / "cold").stat().st_size == len(WARM), "the new version")
+        disk.fail(**fault)
+        os.kill(mount.daemon_pid(), signal.SIGKILL)
+        assert (opened.read(8 * CHUNK_BYTES) == part(0)[1]) is True
+        assert (read_direct(mount / "cold") == WARM) is True
+        assert (read_direct(mount / "warm") == WARM) is True
+        assert mount.metrics()["l1_left"] == 1
+        assert mount.metrics()["read_errors"] == 0
+        assert mount.daemon()["l1"]["quota_bytes"] == 0
+        disk.heal()
+        wait_for(lambda: mount.metrics()["l1_left"] == 0, "a daemon with L1")
+        assert (opened.read(len(COLD)) == COLD[8 * CHUNK_BYTES :]) is True
+    assert (read_direct(mount / "warm") == WARM) is True
+    mount.check_idle()
+    mount.check_slots()
+    assert mount.metrics()["read_errors"] == 0
+
+
+def test_a_daemon_after_one_that_could_not_read_what_it_mapped_has_l1(
+    broken: tuple[Mount, FaultyDisk],
+) -> None:
+    mount, _ = broken
+    old = mount.daemon_pid()
+    os.kill(old, signal.SIGBUS)
+    wait_for(lambda: mount.supervised()["daemon"]["restarts"] == 1, "the next daemon")
+    assert (read_part(mount, 0) == part(0)[1]) is True
+    assert b"--wary" in Path(f"/proc/{mount.daemon_pid()}/cmdline").read_bytes()
+    assert is_kept(mount, 40)
 
 
 def test_the_scrub_of_a_disk_that_cannot_be_read_gives_up_no_chunk(

@@ -76,3 +76,21 @@ def test_a_disk_that_takes_nothing_is_an_error_of_the_cache(
     with pytest.raises(CacheError, match=r"names of images.*No space left"):
         names.replace_images({"b": KnownImage(image("b", 1), "e")})
     assert set(names.images()) == {"a"}
+
+
+def test_what_a_spare_database_takes_is_there_when_the_first_is_not(
+    database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "spare").mkdir()
+    spare, _ = open_database(tmp_path / "spare" / "index.lmdb", tmp_path / "spare")
+    names = Names(database, spare)
+    known = {"a": KnownImage(image("a", 1), "e")}
+    names.replace_images(known)
+    names.add_versions({7: ("a", version(1)), 8: ("a", version(2))})
+    names.forget_versions({8})
+    assert Names(spare).images() == known
+    assert set(Names(spare).versions()) == {7}
+    spare.close()
+    names.add_versions({9: ("a", version(2))})  # the spare one is for nothing but a trouble
+    assert set(names.versions()) == {7, 9}
+    assert "spare" in caplog.text
