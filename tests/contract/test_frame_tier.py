@@ -27,6 +27,7 @@ from tests.l2_servers import (
     redis_sentinel,
     redis_server,
 )
+from tests.mount.mounts import wait_for
 from tests.timing import Stopwatch
 
 WAIT_S = 5.0
@@ -46,6 +47,7 @@ def plain_redis(folder: Path) -> Iterator[Running]:
 def unix_redis(folder: Path) -> Iterator[Running]:
     path = f"/tmp/cachefs-l2-{os.getpid()}.sock"
     with redis_server(folder, "--unixsocket", path) as server:
+        wait_for(Path(path).is_socket, "Redis' second listener")
         yield [server], L2Section(url=f"redis+unix://{path}")
 
 

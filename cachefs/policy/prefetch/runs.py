@@ -48,7 +48,7 @@ class RunLengths:
     def __init__(self) -> None:
         self._ended = [0.0] * _BUCKETS
         self._total = 0.0
-        self._reach: dict[int, tuple[int, float]] = {}
+        self._reach: dict[int, tuple[int, int, float]] = {}
 
     def add(self, run_bytes: int) -> None:
         """A run has ended at this length."""
@@ -82,29 +82,36 @@ class RunLengths:
     def reach(self, run_bytes: int) -> tuple[int, float]:
         """Return how long a run of this length will become, more likely than not; and the chance.
 
-        The length is a step of the histogram, and no more than 4 times `run_bytes`; 0 if it is
-        likely to end before the next one.
+        The length is a step of the histogram, and no more than 4 times `run_bytes`. Of a run that
+        is likely to end before the next step it is where that has become likely, if it ends
+        anywhere in this one: a run of 8 MiB goes on for a chunk even where most end before 11. Where
+        nearly all end alike there is no such part.
         """
         bucket = _bucket(run_bytes)
         found = self._reach.get(bucket)
         if found is None:
             found = self._reach[bucket] = self._furthest(bucket)
-        return found
+        until_bytes, more_bytes, chance = found
+        return max(until_bytes, run_bytes + more_bytes), chance
 
-    def _furthest(self, bucket: int) -> tuple[int, float]:
+    def _furthest(self, bucket: int) -> tuple[int, int, float]:
+        """Return the step until which runs are likely to go on, or for how many bytes more."""
         ended = self._ended
         longer = sum(ended[bucket:])
         reached = longer + _PRIOR_RUNS
         likely = _ALIKE_LIKELY if bucket < self._alike_until() else _LIKELY
-        furthest = 0, 0.0
+        furthest, sure = 0, 0.0
         for steps in range(1, 2 * _STEPS + 1):
             further = bucket + steps
             longer -= ended[further - 1] if further <= _BUCKETS else 0.0
             chance = (longer + _PRIOR_REACHED[steps]) / reached
             if chance < likely:
+                if steps == 1 and likely == _LIKELY:
+                    step_bytes = _BYTES[further] - _BYTES[bucket]
+                    return 0, int(step_bytes * (1 - likely) / (1 - chance)), likely
                 break
-            furthest = _BYTES[further], chance
-        return furthest
+            furthest, sure = _BYTES[further], chance
+        return furthest, 0, sure
 
     def _alike_until(self) -> int:
         """Return the step by which nearly all runs ended at about the same length, 0 if none."""

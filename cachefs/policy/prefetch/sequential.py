@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from cachefs.policy.prefetch.onset import Onsets
 from cachefs.policy.prefetch.pattern import Pattern
 from cachefs.policy.prefetch.seam import NOTHING, Access, Image, Wish
 from cachefs.policy.prefetch.stakes import Stakes
@@ -35,10 +36,15 @@ _FORWARD, _BACKWARD, _STRIDED = Kind.FORWARD, Kind.BACKWARD, Kind.STRIDED
 @dataclass(slots=True)
 class _Watched:
     stakes: Stakes
+    onsets: Onsets
     streams: Streams = field(default_factory=Streams)
     pattern: Pattern = field(default_factory=Pattern)
     wasted: float = 0.0
     """The share of the chunks judged last that were not used."""
+
+
+def _watched(image: Image) -> _Watched:
+    return _Watched(Stakes(image.chunk_bytes), Onsets(image.chunk_bytes))
 
 
 class Sequential:
@@ -52,7 +58,7 @@ class Sequential:
 
     def opened(self, image: Image, time_s: float) -> Sequence[Wish]:
         """See Arm."""
-        self._images[id(image)] = _Watched(Stakes(image.chunk_bytes))
+        self._images[id(image)] = _watched(image)
         return NOTHING
 
     def closed(self, image: Image, time_s: float) -> None:
@@ -82,7 +88,7 @@ class Sequential:
         """See Arm."""
         watched = self._images.get(id(image))
         if watched is None:
-            watched = self._images[id(image)] = _Watched(Stakes(image.chunk_bytes))
+            watched = self._images[id(image)] = _watched(image)
         streams = watched.streams
         stream = streams.observe(access, image.chunk_bytes)
         watched.pattern.add(stream.kind, access.reads, access.time_s)
@@ -90,9 +96,14 @@ class Sequential:
         wishes: Sequence[Wish] = NOTHING
         if not streams.accesses % _QUIET_ACCESSES:
             wishes = _turned(streams, access.time_s)
-        if stream.reads < ESTABLISHED_READS:
+        onsets = watched.onsets
+        onsets.read(access.first, access.count)
+        if stream.reads >= ESTABLISHED_READS:
+            more = self._ahead(watched, stream, image)
+        elif stream.kind is not _BACKWARD:
+            more = _next(onsets, stream, image, access.first + access.count)
+        else:
             return wishes
-        more = self._ahead(watched, stream, image)
         return [*wishes, *more] if more else wishes
 
     def _ahead(self, watched: _Watched, stream: Stream, image: Image) -> Sequence[Wish]:
@@ -116,6 +127,14 @@ class Sequential:
         if guesses:
             _note_ahead(stakes, stream, image)
         return guesses
+
+
+def _next(onsets: Onsets, stream: Stream, image: Image, following: int) -> Sequence[Wish]:
+    """Return the chunk after the first reads of a run, if most runs go on here."""
+    if following >= image.chunks:
+        return NOTHING
+    chance = onsets.guess(following, stream.reads)
+    return [Wish(following, 1, chance, stream=stream.number)] if chance else NOTHING
 
 
 def _turned(streams: Streams, time_s: float) -> list[Wish]:

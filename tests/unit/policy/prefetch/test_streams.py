@@ -107,7 +107,7 @@ def test_what_runs_promise_is_learned_from_how_they_ended() -> None:
     assert lengths.reach(512 * KIB)[0] == lengths.reach(1000 * KIB)[0] == MIB
     assert lengths.reach(512 * KIB)[1] > 0.9
     assert lengths.reach(256 * KIB)[0] == MIB
-    assert lengths.reach(MIB) == (0, 0.0)
+    assert lengths.reach(MIB) == (MIB, 0.0)  # no longer
     for _ in range(200):
         lengths.add(GIB)
     assert lengths.reach(MIB)[0] == 4 * MIB
@@ -120,10 +120,20 @@ def test_among_runs_of_about_one_length_only_what_nearly_all_reach_is_promised()
         is_short = number % 10 < 3
         alike.add(3 * MIB if is_short else 5 * MIB)
         unlike.add(3 * MIB if is_short else MIB << number % 7 + 2)
-    assert alike.reach(3 * MIB) == (0, 0.0)  # three of ten have ended there
+    assert alike.reach(3 * MIB) == (3 * MIB, 0.0)  # three of ten have ended there
     assert alike.reach(2 * MIB)[1] > 0.9
     assert unlike.reach(3 * MIB)[0] >= 4 * MIB
     assert alike.reach(8 * MIB)[0] > 16 * MIB  # it has outgrown them
+
+
+def test_of_a_long_run_that_will_end_in_this_step_a_part_is_promised() -> None:
+    lengths = RunLengths()
+    for number in range(60):  # two of three end between 8 and 11 MiB, anywhere
+        lengths.add(9 * MIB if number % 3 else 64 * MIB)
+    begin, later = lengths.reach(8 * MIB)[0], lengths.reach(10 * MIB)[0]
+    assert 9 * MIB < begin < 11 * MIB
+    assert later - 10 * MIB == begin - 8 * MIB  # as long as it lasts
+    assert lengths.reach(4 * MIB)[0] == 8 * MIB
 
 
 def test_a_run_that_goes_on_after_another_was_begun_has_not_ended() -> None:
@@ -134,4 +144,4 @@ def test_a_run_that_goes_on_after_another_was_begun_has_not_ended() -> None:
         for n in range(4):
             streams.observe(read(GIB * (turn + 1) + n * MIB, MIB), CHUNK)
     assert streams.lengths.reach(8 * MIB)[0] > 16 * MIB  # as nothing was seen to end there
-    assert streams.lengths.reach(4 * MIB)[0] == 0
+    assert streams.lengths.reach(4 * MIB)[0] == 4 * MIB
