@@ -1,4 +1,4 @@
-"""Onsets: whether the chunk after a read is read soon, before its run is long enough to be believed.
+"""Onsets: whether the chunk after a read is read soon, before a run is long enough to be believed.
 
 Runs of a few reads are over when they are believed. Where most of them go on, as in scans, the next
 chunk is worth a guess after a first read and after a second one; so it is counted for each image
@@ -18,9 +18,9 @@ _MEMORY = 256.0
 _MOST_WAITING = 64
 """Next chunks; one that is not read before so many others wait has not been read soon."""
 
-_SHARE = 1 / 100
+_SHARE = 1 / 200
 """Of the bytes that are read: so much may be guessed wrongly."""
-_FLOOR_BYTES = MIB / 2
+_FLOOR_BYTES = MIB / 4
 _MOST_SAVED_BYTES = 4 * MIB
 
 
@@ -38,8 +38,8 @@ class Onsets:
         """Next chunk: the reads that its run had, and the bytes that a guess has staked. Who waits
         longest is the first."""
 
-    def read(self, first: int, count: int) -> None:
-        """Chunks were read."""
+    def read(self, first: int, count: int, *, is_hit: bool) -> None:
+        """Chunks were read. What was here for another reason says nothing: it needs no guess."""
         earned_bytes = self._free_bytes + _SHARE * count * self._chunk_bytes
         self._free_bytes = max(self._free_bytes, min(_MOST_SAVED_BYTES, earned_bytes))
         waiting = self._waiting
@@ -48,7 +48,8 @@ class Onsets:
                 if chunk in waiting:
                     stage, staked_bytes = waiting.pop(chunk)
                     self._free_bytes += staked_bytes
-                    self._count(self._right, stage)
+                    if staked_bytes or not is_hit:
+                        self._count(self._right, stage)
 
     def guess(self, following: int, reads: int) -> float:
         """Return how likely a run of so few reads goes on with a chunk; 0: nobody should guess."""

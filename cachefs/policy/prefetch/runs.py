@@ -21,6 +21,12 @@ _MEMORY = 64.0
 _LIKELY = 0.6
 """Running ahead of what is less likely would waste nearly as much as it would use."""
 
+_UNLIKELY = 0.3
+"""Where so few runs outlast a step, they end at one length in it, more likely than anywhere."""
+
+_PART_LIKELY = 0.9
+"""Of a step in which most runs end, so much is run ahead of that so few have ended by then."""
+
 _ALIKE_STEPS = 3
 _ALIKE_SHARE = 0.9
 _ALIKE_RUNS = 3.0
@@ -83,9 +89,9 @@ class RunLengths:
         """Return how long a run of this length will become, more likely than not; and the chance.
 
         The length is a step of the histogram, and no more than 4 times `run_bytes`. Of a run that
-        is likely to end before the next step it is where that has become likely, if it ends
-        anywhere in this one: a run of 8 MiB goes on for a chunk even where most end before 11. Where
-        nearly all end alike there is no such part.
+        is likely to end before the next step it is the part of this one that nearly all outlast, if
+        they end anywhere in it: a run of 8 MiB goes on for 512 KiB even where most end before 11.
+        Where nearly all end in one step there is no such part.
         """
         bucket = _bucket(run_bytes)
         found = self._reach.get(bucket)
@@ -106,9 +112,9 @@ class RunLengths:
             longer -= ended[further - 1] if further <= _BUCKETS else 0.0
             chance = (longer + _PRIOR_REACHED[steps]) / reached
             if chance < likely:
-                if steps == 1 and likely == _LIKELY:
+                if steps == 1 and likely == _LIKELY and chance >= _UNLIKELY:
                     step_bytes = _BYTES[further] - _BYTES[bucket]
-                    return 0, int(step_bytes * (1 - likely) / (1 - chance)), likely
+                    return 0, int(step_bytes * (1 - _PART_LIKELY) / (1 - chance)), _PART_LIKELY
                 break
             furthest, sure = _BYTES[further], chance
         return furthest, 0, sure

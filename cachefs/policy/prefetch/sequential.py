@@ -97,7 +97,7 @@ class Sequential:
         if not streams.accesses % _QUIET_ACCESSES:
             wishes = _turned(streams, access.time_s)
         onsets = watched.onsets
-        onsets.read(access.first, access.count)
+        onsets.read(access.first, access.count, is_hit=access.is_hit)
         if stream.reads >= ESTABLISHED_READS:
             more = self._ahead(watched, stream, image)
         elif stream.kind is not _BACKWARD:

@@ -6,13 +6,15 @@ from cachefs.units import KIB, MIB
 CHUNK = 64 * KIB
 
 
-def guessed(onsets: Onsets, run_chunks: int, runs: int, places: Random) -> tuple[int, int]:
+def guessed(
+    onsets: Onsets, run_chunks: int, runs: int, places: Random, *, is_hit: bool = False
+) -> tuple[int, int]:
     """Read runs of so many chunks at random places; return the guesses and how many were right."""
     made = right = 0
     for _ in range(runs):
         first = places.randrange(1 << 20) * 16
         for number in range(run_chunks):
-            onsets.read(first + number, 1)
+            onsets.read(first + number, 1, is_hit=is_hit)
             if number < 2 and onsets.guess(first + number + 1, number + 1):
                 made += 1
                 right += number + 1 < run_chunks
@@ -32,6 +34,10 @@ def test_after_how_many_reads_runs_end_is_told_apart() -> None:
     guessed(onsets, 2, 100, places)
     made, right = guessed(onsets, 2, 100, places)
     assert made == right == 100  # the second chunk, and no third
+
+
+def test_what_is_here_anyway_needs_no_guess() -> None:
+    assert guessed(Onsets(CHUNK), 4, 200, Random(6), is_hit=True) == (0, 0)
 
 
 def test_a_random_reader_is_never_followed() -> None:
