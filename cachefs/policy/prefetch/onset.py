@@ -18,9 +18,9 @@ _MEMORY = 256.0
 _MOST_WAITING = 64
 """Next chunks; one that is not read before so many others wait has not been read soon."""
 
-_SHARE = 1 / 200
+_SHARE = 1 / 250
 """Of the bytes that are read: so much may be guessed wrongly."""
-_FLOOR_BYTES = MIB / 4
+_FLOOR_BYTES = MIB / 8
 _MOST_SAVED_BYTES = 4 * MIB
 
 

@@ -179,7 +179,10 @@ def _onwards(streams: Streams, stream: Stream, image: Image, window_bytes: int) 
     if not _missing(window_bytes // chunk_bytes, done, limit):
         return NOTHING  # as most often: whatever the lengths of runs say
     reach_bytes, chance = streams.lengths.reach(stream.run_bytes)
-    window_bytes = min(window_bytes, reach_bytes - stream.run_bytes)
+    more_bytes = reach_bytes - stream.run_bytes
+    if more_bytes < stream.size_bytes:
+        return NOTHING  # its next read is the one that is less likely than that
+    window_bytes = min(window_bytes, more_bytes)
     missing = _missing(window_bytes // chunk_bytes, done, limit)
     if not missing:
         return NOTHING

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from cachefs.units import MIB
 
-SHARE = 1 / 40
+SHARE = 1 / 50
 """Of the bytes that readers fetch, or use after they were fetched ahead: so much may be lost."""
 FLOOR_BYTES = MIB
 """May be lost before anything was read: a file of some MiB is over before it has earned any."""

@@ -97,7 +97,7 @@ def test_waste_shrinks_the_window_and_use_opens_it_again() -> None:
     for _ in range(1200):
         arm.judged(image, 0, was_used=True)
     run(arm, image, [20 * MIB], MIB)
-    assert chunks(run(arm, image, [n * MIB for n in range(21, 40)], MIB))[-1] > (40 + 10) * 16
+    assert chunks(run(arm, image, [n * MIB for n in range(21, 40)], MIB))[-1] > (40 + 9) * 16
 
 
 def test_a_run_that_was_left_takes_its_wishes_back() -> None:
