@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 BUILT_FROM := pyproject.toml setup.py setup.cfg packaging/bootstrap.sh $(wildcard mount_helper/*.c mount_helper/*.h)
 PYTEST_ARGS ?=
-TEST_JOBS ?= 2
+TEST_JOBS ?= 3
 
 .PHONY: help
 help: ## this list
