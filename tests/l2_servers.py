@@ -35,6 +35,13 @@ def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.01)
 
 
+def _is_stopped(pid: int) -> bool:
+    """Whether all threads of a process have stopped."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    told = [(task / "stat").read_text(encoding="ascii") for task in tasks]
+    return all(text.rsplit(")", 1)[1].split()[0] == "T" for text in told)
+
+
 @dataclass
 class Server:
     """A server process that can be stopped and started again on the same port."""
@@ -63,6 +70,10 @@ class Server:
         """Let it hang: connections are accepted by the kernel, and nothing is answered."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
+        end_s = time.monotonic() + START_WAIT_S
+        while not _is_stopped(self.process.pid):  # each thread stops when it runs next
+            assert time.monotonic() < end_s, f"{self.process.args!r} does not stop"
+            time.sleep(0.001)
 
     def go_on(self) -> None:
         assert self.process is not None

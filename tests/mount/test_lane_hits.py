@@ -298,20 +298,22 @@ def test_hits_go_on_while_the_daemon_is_stopped(
 def test_an_open_file_is_read_while_there_is_no_daemon(
     mounts: Mounts, images: Images, image: bytes
 ) -> None:
-    """Somebody else has the lock of the cache folder: every next daemon fails."""
+    """Somebody else has the locks of the cache folder and the spare one: no daemon can start."""
     mount = mounts(images.store.url).start()
     path = mount / "64k/mixture"
     make_resident(mount, path, image)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
     other = os.open(path, os.O_RDWR)  # reads of it never come from the page cache
-    lock = os.open(mount.cache / "lock", os.O_RDWR)
+    folders = (mount.cache, mount.run_folder / "spare")
+    locks = [os.open(folder / "lock", os.O_RDWR) for folder in folders]
     try:
         passed = lane(mount, "passed_reads")
-        with ThreadPoolExecutor(1) as pool:  # who waits for it already gets it first
-            locked = pool.submit(fcntl.flock, lock, fcntl.LOCK_EX)
+        with ThreadPoolExecutor(2) as pool:  # who waits for it already gets it first
+            locked = [pool.submit(fcntl.flock, lock, fcntl.LOCK_EX) for lock in locks]
             time.sleep(0.2)
             mount.kill_daemon()
-            locked.result(20)
+            for taken in locked:
+                taken.result(20)
         choice = random.Random(3)
         end_s = time.monotonic() + 7
         while time.monotonic() < end_s:
@@ -326,11 +328,37 @@ def test_an_open_file_is_read_while_there_is_no_daemon(
         assert "backoff" in text or "starting" in text
         assert "in use by process" in text
     finally:
-        os.close(lock)
-        os.close(fd)
-        os.close(other)
+        for opened in (*locks, fd, other):
+            os.close(opened)
     wait_for(lambda: mount.supervised()["daemon"]["state"] == "running", "a daemon")
     assert read_direct(mount / "pattern", 0, 4096) == images.data["pattern"][:4096]
+
+
+def test_a_daemon_without_l1_serves_while_somebody_else_has_the_cache_folder(
+    mounts: Mounts, images: Images, image: bytes
+) -> None:
+    """A fetcher that hangs on the disk of the cache would have its lock as well."""
+    mount = mounts(images.store.url).start()
+    path = mount / "64k/mixture"
+    make_resident(mount, path, image)
+    lock = os.open(mount.cache / "lock", os.O_RDWR)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            locked = pool.submit(fcntl.flock, lock, fcntl.LOCK_EX)
+            time.sleep(0.2)
+            mount.kill_daemon()
+            locked.result(20)
+        passed = lane(mount, "passed_reads")
+        assert read_direct(path) == image  # by the lane
+        assert lane(mount, "passed_reads") == passed
+        assert read_direct(mount / "pattern") == images.data["pattern"]
+        assert mount.metrics()["l1_left"] == 1
+        assert "left alone" in mount.command("status", mount.mountpoint).stdout
+    finally:
+        os.close(lock)
+    wait_for(lambda: mount.metrics()["l1_left"] == 0, "a daemon with L1")
+    assert read_direct(path) == image
+    assert mount.metrics()["read_errors"] == 0
 
 
 def test_the_next_daemon_finds_what_the_last_one_told_the_lane(

@@ -26,6 +26,8 @@ MOST_SAVED_BYTES = 4 * MIB
 MOST_OWED_BYTES = 16 * MIB
 """More is forgiven; it takes 640 MiB of reads to earn that."""
 _EVIDENT_SHARE = 1 / 4
+_CAUTION = 6.0
+"""So many times the share that was lost lately, for what was read over, there is less evidence."""
 _OWING_SHARE = 1 / 32
 """Of the length of a run: the window that it gets while something is owed, and a chunk at least."""
 _MOST_LOST = 8192
@@ -52,6 +54,7 @@ class Stakes:
 
     __slots__ = (
         "_chunk_bytes",
+        "_ended",
         "_guesses",
         "_lost",
         "_passed",
@@ -71,6 +74,8 @@ class Stakes:
         """Chunk: what it has cost."""
         self._passed = self._used = _PRIOR_BYTES
         """Guesses that were read over, fading; and those of them that had been fetched."""
+        self._ended = 0.0
+        """Guesses that were not, as their runs ended, fading alike."""
 
     def read(self, count: int, *, is_hit: bool) -> None:
         """So many chunks were read; where it was no hit, they had to be fetched."""
@@ -83,7 +88,7 @@ class Stakes:
         self.cost(1)
         self._earn(1)
         if chunk in self._lost:
-            self.free_bytes += self._lost.pop(chunk)
+            self._find(chunk)
 
     def cost(self, count: int) -> None:
         """So many chunks that were read had been fetched, for a run or for another reason."""
@@ -96,7 +101,7 @@ class Stakes:
         free_bytes = self.free_bytes + (own.staked_bytes if own is not None else 0.0)
         if free_bytes < 0:
             return max(self._chunk_bytes, int(run_bytes * _OWING_SHARE))
-        return int(run_bytes * _EVIDENT_SHARE + free_bytes)
+        return max(self._chunk_bytes, int(self._evident_bytes(run_bytes) + free_bytes))
 
     def goes_on(self, number: int, run_bytes: int, ahead: range) -> None:
         """A run has become so long, and these chunks ahead of it are wished for and not read."""
@@ -107,9 +112,9 @@ class Stakes:
         if ahead:
             if self._lost:
                 for chunk in ahead:
-                    self.free_bytes += self._lost.pop(chunk, 0.0)
+                    self._find(chunk)
             worth = min(1.0, self._used / self._passed)
-            doubted_bytes = len(ahead) * self._chunk_bytes - _EVIDENT_SHARE * run_bytes
+            doubted_bytes = len(ahead) * self._chunk_bytes - self._evident_bytes(run_bytes)
             staked_bytes = worth * max(0.0, doubted_bytes)
             self.free_bytes -= staked_bytes
             self._guesses[number] = _Guess(
@@ -128,8 +133,19 @@ class Stakes:
                 if chunk not in self._lost:
                     self._lost[chunk] = guess.worth_bytes
                     self.free_bytes -= guess.worth_bytes
+                    self._ended += guess.worth_bytes
             while len(self._lost) > _MOST_LOST:
                 del self._lost[next(iter(self._lost))]
+
+    def _find(self, chunk: int) -> None:
+        """A chunk is no more lost."""
+        cost_bytes = self._lost.pop(chunk, 0.0)
+        self.free_bytes += cost_bytes
+        self._ended = max(0.0, self._ended - cost_bytes)
+
+    def _evident_bytes(self, run_bytes: int) -> float:
+        """Return how far ahead of a run of this length nothing is staked."""
+        return run_bytes * _EVIDENT_SHARE * max(0.0, 1 - _CAUTION * self._ended / self._passed)
 
     def _pass(self, count: int) -> None:
         if count > 0:
@@ -137,6 +153,7 @@ class Stakes:
             if self._passed > _MEMORY_BYTES:
                 self._passed /= 2
                 self._used /= 2
+                self._ended /= 2
 
     def _earn(self, count: int) -> None:
         free_bytes = self.free_bytes + SHARE * count * self._chunk_bytes

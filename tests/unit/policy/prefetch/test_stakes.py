@@ -68,7 +68,8 @@ def test_what_is_read_after_all_was_not_lost(by: str) -> None:
     assert stakes.free_bytes < 0
     if by == "the same run":
         stakes.goes_on(1, 5 * MIB, chunks(5, 1))
-        assert stakes.free_bytes == FLOOR_BYTES - MIB  # what it does not come to stays lost
+        # What it does not come to stays lost, and so it is no evidence that the run has lasted.
+        assert stakes.free_bytes == FLOOR_BYTES - 2 * MIB
     else:
         for chunk in chunks(4, 2):
             stakes.used(chunk)
@@ -97,3 +98,17 @@ def test_guesses_at_what_is_here_already_cost_nothing() -> None:
     stakes.read(5 * PER_MIB, is_hit=True)
     stakes.window_bytes(0, MIB)
     assert before_bytes - stakes.free_bytes < MIB / 2
+
+
+def test_where_runs_end_that_one_has_lasted_is_less_evidence() -> None:
+    stakes = Stakes(CHUNK)
+    for number in range(8):
+        stakes.goes_on(number, 64 * MIB, chunks(100 * number, 1))
+        stakes.read(65 * PER_MIB, is_hit=False)  # it is left
+    assert stakes.window_bytes(9, 64 * MIB) == 2 * MIB  # something is owed
+    stakes.read(1_000 * PER_MIB, is_hit=False)
+    assert stakes.window_bytes(9, 64 * MIB) == MOST_SAVED_BYTES
+    for place in range(1_000, 1_200):  # and those after it go on
+        stakes.goes_on(10, 64 * MIB, chunks(place, 1))
+        stakes.goes_on(10, 64 * MIB, range(0))
+    assert stakes.window_bytes(9, 64 * MIB) > 16 * MIB
