@@ -155,7 +155,9 @@ async def serve(control: socket.socket, operations: Tiny) -> None:
             channel = socket.socket(fileno=fds[0])
             operations.channel = channel if operations.is_fresh else None
             if operations.mode == "reads-strange":
-                channel.send(b"".join(number.to_bytes(8, "little") for number in range(1000)))
+                # Not those of the first requests: one of these would count as answered.
+                uniques = range(1 << 40, (1 << 40) + 1000)
+                channel.send(b"".join(unique.to_bytes(8, "little") for unique in uniques))
             nursery.start_soon(reads.run, channel)
         pyfuse3.terminate()
         nursery.cancel_scope.cancel()
@@ -170,6 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--supervisor-fd", type=int, required=True)
     parser.add_argument("--board-fd", type=int, required=True)
     parser.add_argument("--start", choices=["fresh", "restart"], required=True)
+    parser.add_argument("--wary", action="store_true")
     parser.add_argument("--run-dir", required=True)
     options = parser.parse_args(arguments)
     with open(options.notes, "a", encoding="utf-8") as notes:
