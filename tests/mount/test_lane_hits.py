@@ -295,6 +295,18 @@ def test_hits_go_on_while_the_daemon_is_stopped(
         os.close(cold)
 
 
+def kill_and_lock_out(mount: Mount, *folders: Path) -> list[int]:
+    """Kill the daemon and take the locks of folders before the next one; returns their fds."""
+    locks = [os.open(folder / "lock", os.O_RDWR) for folder in folders]
+    with ThreadPoolExecutor(len(locks)) as pool:  # who waits for it already gets it first
+        taken = [pool.submit(fcntl.flock, lock, fcntl.LOCK_EX) for lock in locks]
+        time.sleep(0.2)
+        mount.kill_daemon()
+        for future in taken:
+            future.result(20)
+    return locks
+
+
 def test_an_open_file_is_read_while_there_is_no_daemon(
     mounts: Mounts, images: Images, image: bytes
 ) -> None:
@@ -304,16 +316,9 @@ def test_an_open_file_is_read_while_there_is_no_daemon(
     make_resident(mount, path, image)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
     other = os.open(path, os.O_RDWR)  # reads of it never come from the page cache
-    folders = (mount.cache, mount.run_folder / "spare")
-    locks = [os.open(folder / "lock", os.O_RDWR) for folder in folders]
+    passed = lane(mount, "passed_reads")
+    locks = kill_and_lock_out(mount, mount.cache, mount.run_folder / "spare")
     try:
-        passed = lane(mount, "passed_reads")
-        with ThreadPoolExecutor(2) as pool:  # who waits for it already gets it first
-            locked = [pool.submit(fcntl.flock, lock, fcntl.LOCK_EX) for lock in locks]
-            time.sleep(0.2)
-            mount.kill_daemon()
-            for taken in locked:
-                taken.result(20)
         choice = random.Random(3)
         end_s = time.monotonic() + 7
         while time.monotonic() < end_s:
@@ -341,13 +346,8 @@ def test_a_daemon_without_l1_serves_while_somebody_else_has_the_cache_folder(
     mount = mounts(images.store.url).start()
     path = mount / "64k/mixture"
     make_resident(mount, path, image)
-    lock = os.open(mount.cache / "lock", os.O_RDWR)
+    [lock] = kill_and_lock_out(mount, mount.cache)
     try:
-        with ThreadPoolExecutor(1) as pool:
-            locked = pool.submit(fcntl.flock, lock, fcntl.LOCK_EX)
-            time.sleep(0.2)
-            mount.kill_daemon()
-            locked.result(20)
         passed = lane(mount, "passed_reads")
         assert read_direct(path) == image  # by the lane
         assert lane(mount, "passed_reads") == passed
