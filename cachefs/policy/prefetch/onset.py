@@ -43,17 +43,20 @@ class Onsets:
         earned_bytes = self._free_bytes + _SHARE * count * self._chunk_bytes
         self._free_bytes = max(self._free_bytes, min(_MOST_SAVED_BYTES, earned_bytes))
         waiting = self._waiting
-        if waiting:
-            for chunk in range(first, first + count):
-                if chunk in waiting:
-                    stage, staked_bytes = waiting.pop(chunk)
-                    self._free_bytes += staked_bytes
-                    if staked_bytes or not is_hit:
-                        self._count(self._right, stage)
+        end = first + count
+        chunks = range(first, end) if count <= len(waiting) else list(waiting)
+        for chunk in chunks:
+            if first <= chunk < end and chunk in waiting:
+                stage, staked_bytes = waiting.pop(chunk)
+                self._free_bytes += staked_bytes
+                if staked_bytes or not is_hit:
+                    self._count(self._right, stage)
 
     def guess(self, following: int, reads: int) -> float:
         """Return how likely a run of so few reads goes on with a chunk; 0: nobody should guess."""
         waiting = self._waiting
+        if following in waiting:
+            return 0.0  # small reads of one chunk: it waits already, and may have a stake
         if len(waiting) >= _MOST_WAITING:
             stage, _ = waiting.pop(next(iter(waiting)))
             self._count(self._wrong, stage)

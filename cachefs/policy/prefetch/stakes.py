@@ -112,7 +112,8 @@ class Stakes:
         if ahead:
             if self._lost:
                 for chunk in ahead:
-                    self._find(chunk)
+                    if chunk in self._lost:
+                        self._find(chunk)
             worth = min(1.0, self._used / self._passed)
             doubted_bytes = len(ahead) * self._chunk_bytes - self._evident_bytes(run_bytes)
             staked_bytes = worth * max(0.0, doubted_bytes)
@@ -138,8 +139,8 @@ class Stakes:
                 del self._lost[next(iter(self._lost))]
 
     def _find(self, chunk: int) -> None:
-        """A chunk is no more lost."""
-        cost_bytes = self._lost.pop(chunk, 0.0)
+        """A lost chunk is lost no more."""
+        cost_bytes = self._lost.pop(chunk)
         self.free_bytes += cost_bytes
         self._ended = max(0.0, self._ended - cost_bytes)
 

@@ -56,3 +56,24 @@ def test_guesses_that_come_true_cost_nothing() -> None:
     onsets, places = Onsets(MIB), Random(5)
     guessed(onsets, 4, 100, places)
     assert guessed(onsets, 4, 1000, places) == (2000, 2000)
+
+
+def test_small_reads_of_one_chunk_stake_once() -> None:
+    onsets, places = Onsets(CHUNK), Random(7)
+    guessed(onsets, 4, 100, places)
+    for _ in range(1000):
+        first = places.randrange(1 << 20) * 16
+        onsets.read(first, 1, is_hit=False)
+        assert onsets.guess(first + 1, 1) > 0
+        onsets.read(first, 1, is_hit=True)
+        assert onsets.guess(first + 1, 2) == 0
+        onsets.read(first + 1, 1, is_hit=True)
+
+
+def test_a_long_read_finds_what_waited() -> None:
+    onsets, places = Onsets(CHUNK), Random(8)
+    guessed(onsets, 4, 100, places)
+    for turn in range(1000):
+        onsets.read(turn * 10_000, 1, is_hit=False)
+        assert onsets.guess(turn * 10_000 + 1, 1) > 0
+        onsets.read(turn * 10_000, 5_000, is_hit=True)
