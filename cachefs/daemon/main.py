@@ -91,7 +91,7 @@ class Daemon:
             config.store.url,
             opened.identity,
             fetch.fetcher_count(),
-            opened.folder.lock_fd,
+            opened.lock_fd,
             fetch.job_timeout_s,
             self.metrics,
             fetchers_s3(config),
@@ -100,8 +100,7 @@ class Daemon:
         )
         if config.l2.url and config.l2.demote:
             Demotion(cache.l1, self.pool, self.metrics)
-        folders = dict.fromkeys((opened.folder.manifests_path, opened.spare.manifests_path))
-        self.tables = Tables(tuple(folders), self.pool)
+        self.tables = Tables(opened.manifests, self.pool)
         self.vfs = Vfs(config.fetch.on_outage)
         shares_models = config.eviction.share_models
         self.listing = ListingTask(self.vfs, opened.names, self.pool, self.metrics)
@@ -326,7 +325,7 @@ async def _wait_for_stop(
 
 
 async def _end_when_the_disk_is_well(daemon: Daemon, scope: trio.CancelScope) -> None:
-    await until_well(Path(daemon.config.l1.dir), daemon.opened.identity)
+    await until_well(Path(daemon.config.l1.dir), daemon.opened)
     logger.warning("the disk of L1 is back: ending, for a daemon that has it")
     scope.cancel()
 

@@ -9,6 +9,7 @@ When the disk answers again, it ends for a daemon that has L1. A mount that only
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -50,7 +51,11 @@ class Opened:
     identity: str
     cache: Cache
     names: Names
-    spare: CacheFolder
+    lock_fd: int
+    """For fetchers, which write to slots. Without L1 it holds no lock: one of them that hangs on
+    the store must not keep the next daemon out of the spare folder."""
+    manifests: tuple[Path, ...]
+    """Where local tables may lie; the first that takes them has them."""
     is_spare: bool
     _others: ExitStack
 
@@ -70,8 +75,6 @@ async def open_for(config: Config, start: Start, metrics: Metrics, board: Board)
         await trio.to_thread.run_sync(partial(shutil.rmtree, spare_path, ignore_errors=True))
     identity = await _store_identity(config, [] if start.fresh else [path, spare_path])
     with ExitStack() as others:
-        spare = await trio.to_thread.run_sync(open_folder, spare_path, identity)
-        others.callback(spare.close)
         try:
             if not start.fresh:
                 await _check(path, identity, whole=start.is_wary)
@@ -82,24 +85,37 @@ async def open_for(config: Config, start: Start, metrics: Metrics, board: Board)
             if start.fresh:
                 raise
             logger.warning("%s: serving without L1 until its disk is well", error)
-            cache = _open_spare(spare, config, metrics)
-            names = Names(cache.database)
-            return Opened(spare, identity, cache, names, spare, True, others.pop_all())
-        database, _ = open_database(spare.index_path, spare.segments_path)
-        others.callback(database.close)
-        names = Names(cache.database, spare=database)
-        return Opened(folder, identity, cache, names, spare, False, others.pop_all())
+            return await _open_spare(spare_path, identity, config, metrics)
+        names = Names(cache.database)
+        manifests: tuple[Path, ...] = (folder.manifests_path,)
+        try:
+            spare = await trio.to_thread.run_sync(open_folder, spare_path, identity)
+            others.callback(spare.close)
+            database, _ = open_database(spare.index_path, spare.segments_path)
+            others.callback(database.close)
+            _note_start(spare, is_spare=False)
+        except CachefsError as error:  # it is for a trouble that there may never be
+            logger.warning("without a spare folder: %s", error)
+        else:
+            names, manifests = Names(cache.database, database), (*manifests, spare.manifests_path)
+        rest = others.pop_all()
+        return Opened(folder, identity, cache, names, folder.lock_fd, manifests, False, rest)
 
 
-async def until_well(path: Path, identity: str) -> None:
-    """Return when a cache folder can be used again."""
-    pause_s, one = _FIRST_PAUSE_S, trio.CapacityLimiter(1)
+async def until_well(path: Path, opened: Opened) -> None:
+    """Return when a cache folder can be used again, in place of the spare one that is open.
+
+    If it looked well and could not be opened after all, it is left alone for longer each time.
+    """
+    starts = _note_start(opened.folder, is_spare=True)
+    pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (starts - 1))
+    one = trio.CapacityLimiter(1)
     while True:
         await trio.sleep(pause_s)
         try:
             # However long it takes: to read the whole index brings it into memory, too.
             await trio.to_thread.run_sync(
-                partial(check_folder, path, identity, whole=True),
+                partial(check_folder, path, opened.identity, whole=True),
                 abandon_on_cancel=True,
                 limiter=one,
             )
@@ -125,13 +141,34 @@ async def _check(path: Path, identity: str, *, whole: bool) -> None:
         raise CacheError(f"the disk of {path} did not answer in {_DISK_WAIT_S:.0f} s") from error
 
 
-def _open_spare(spare: CacheFolder, config: Config, metrics: Metrics) -> Cache:
+async def _open_spare(path: Path, identity: str, config: Config, metrics: Metrics) -> Opened:
     """Open a cache that keeps nothing, and does not touch what the lane knows of L1."""
-    cache = open_cache(spare, config, metrics, quota_bytes=0)
-    while not cache.l1.is_left:
-        cache.l1.health.failed()
-    metrics.l1_left = 1
-    return cache
+    with ExitStack() as others:
+        spare = await trio.to_thread.run_sync(open_folder, path, identity)
+        others.callback(spare.close)
+        cache = open_cache(spare, config, metrics, quota_bytes=0)
+        while not cache.l1.is_left:
+            cache.l1.health.failed()
+        metrics.l1_left = 1
+        lock_fd = os.open(path / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        others.callback(os.close, lock_fd)
+        names, manifests = Names(cache.database), (spare.manifests_path,)
+        return Opened(spare, identity, cache, names, lock_fd, manifests, True, others.pop_all())
+
+
+def _note_start(spare: CacheFolder, *, is_spare: bool) -> int:
+    """Count the starts in a row that had no L1, over daemons; return their number."""
+    path = spare.path / "starts-without-l1"
+    try:
+        starts = len(path.read_bytes()) + 1 if path.exists() else 1
+        if is_spare:
+            path.write_bytes(b"." * min(starts, 16))
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("cannot count starts in %s: %s", path, error)
+        return 1
+    return starts
 
 
 async def _store_identity(config: Config, folders: list[Path]) -> str:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -129,6 +130,16 @@ def test_a_daemon_starts_without_l1_while_its_disk_cannot_be_read(
     mount.check_idle()
     mount.check_slots()
     assert mount.metrics()["read_errors"] == 0
+
+
+def test_a_daemon_with_l1_starts_without_a_spare_folder(broken: tuple[Mount, FaultyDisk]) -> None:
+    mount, _ = broken
+    shutil.rmtree(mount.run_folder / "spare")
+    (mount.run_folder / "spare").write_bytes(b"in the way")
+    mount.kill_daemon_and_wait()
+    assert (read_part(mount, 0) == part(0)[1]) is True
+    assert mount.daemon()["l1"]["quota_bytes"] > 0
+    assert is_kept(mount, 40)
 
 
 def test_a_daemon_after_one_that_could_not_read_what_it_mapped_has_l1(
